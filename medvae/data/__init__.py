@@ -1,1 +1,33 @@
-"""."""
+"""Cohorts: a table of subjects becomes checked, measured, split and scaled MONAI items."""
+
+from medvae.data.cohort import Cohort, CohortState, cohort_or_exit
+from medvae.data.errors import CohortError, FileError, or_exit
+from medvae.data.files import Volume, read_image, read_mask
+from medvae.data.measured import check_and_measure
+from medvae.data.output import check_overwrite, check_writable, write_text
+from medvae.data.phantom_cohort import phantoms
+from medvae.data.scaler import AttributeScaler
+from medvae.data.split import SPLITS, split_subjects
+from medvae.data.subjects import datalist, load_subjects
+
+__all__ = [
+    "SPLITS",
+    "AttributeScaler",
+    "Cohort",
+    "CohortError",
+    "CohortState",
+    "FileError",
+    "Volume",
+    "check_and_measure",
+    "check_overwrite",
+    "check_writable",
+    "cohort_or_exit",
+    "datalist",
+    "load_subjects",
+    "or_exit",
+    "phantoms",
+    "read_image",
+    "read_mask",
+    "split_subjects",
+    "write_text",
+]

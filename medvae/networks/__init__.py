@@ -1,1 +1,5 @@
-"""."""
+"""Networks for images (`spatial_dims=2`) and volumes (`spatial_dims=3`)."""
+
+from medvae.networks.attri_vae import AttriVAE, AttriVAEOutput, AttriVAEReconstruction
+
+__all__ = ["AttriVAE", "AttriVAEOutput", "AttriVAEReconstruction"]

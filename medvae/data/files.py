@@ -1,0 +1,214 @@
+"""Reading one file, and the sentence that says why it cannot be used."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+from monai.data import ITKReader, PILReader
+from nibabel.openers import ImageOpener
+from numpy.typing import NDArray
+
+from medvae.data.errors import FileError
+
+__all__ = ["Volume", "check_grid", "read_image", "read_mask"]
+
+NIFTI = (".nii", ".nii.gz")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
+GRID_TOLERANCE = 0.1  # of the smallest voxel edge; headers written by two tools differ by less
+
+
+class Volume(NamedTuple):
+    """Voxels with their place in the body.
+
+    Attributes:
+        voxels: ``(C, *S)`` of an image, ``(*S)`` of a mask; the file's own axis order and numbers.
+        affine: ``(4, 4)``, voxel index to RAS millimetres; the identity for PNG and JPEG.
+    """
+
+    voxels: NDArray[np.generic]
+    affine: NDArray[np.float64]
+
+    def spacing_mm(self, spatial_dims: int) -> tuple[float, ...]:
+        """Edge lengths of a voxel along the array's axes, in millimetres."""
+        return tuple(float(edge) for edge in np.linalg.norm(self.affine[:3, :spatial_dims], axis=0))
+
+
+def read_image(path: str | Path, spatial_dims: int = 3, in_channels: int = 1) -> Volume:
+    """Read an image and check all that can be checked without its mask.
+
+    Args:
+        path: a NIfTI file, a folder with one DICOM series, a PNG or JPEG, or another file ITK
+            reads.
+        spatial_dims: 2 or 3. Axes of length 1 beyond these are dropped.
+        in_channels: how many channels the image must have, in its last axis.
+
+    Returns:
+        Voxels ``(in_channels, *S)``.
+
+    Raises:
+        FileError: the file is unreadable, has other axes or channels, voxels of no size, or
+            voxels that are NaN, infinite or all equal.
+    """
+    volume = _read("image", path, spatial_dims)
+    voxels = volume.voxels
+    if voxels.ndim == spatial_dims:
+        voxels = voxels[..., None]
+    channels = voxels.shape[-1]
+    if channels != in_channels:
+        found = f"has the shape {volume.voxels.shape}, that is {_count(channels)}"
+        if volume.voxels.ndim > spatial_dims:
+            found += " or slices" if spatial_dims == 2 else " or time points"
+        expected = f"{_count(in_channels)} in {spatial_dims}D"
+        raise FileError("channels", "image", path, found, expected)
+    low, high = voxels.min(), voxels.max()
+    if low == high:
+        raise FileError(
+            "constant", "image", path, f"is {low} in every voxel", "intensities that vary"
+        )
+    return Volume(np.moveaxis(voxels, -1, 0), volume.affine)
+
+
+def read_mask(path: str | Path, spatial_dims: int = 3) -> Volume:
+    """Read a mask: whole numbers, 0 outside.
+
+    Returns:
+        Voxels ``(*S)``, int64.
+
+    Raises:
+        FileError: as :func:`read_image`, or the mask is empty or holds fractions.
+    """
+    volume = _read("mask", path, spatial_dims)
+    voxels = volume.voxels
+    if voxels.ndim != spatial_dims:
+        raise FileError(
+            "mask channels",
+            "mask",
+            path,
+            f"has the shape {voxels.shape}",
+            f"one label per voxel, that is {spatial_dims} axes",
+        )
+    labels = np.rint(voxels.astype(np.float64))
+    if not np.allclose(labels, voxels, rtol=0, atol=1e-3):
+        fraction = voxels[np.abs(labels - voxels) > 1e-3][0]
+        raise FileError("fractions", "mask", path, f"holds {fraction:g}", "whole numbers only")
+    if not labels.any():
+        raise FileError("empty", "mask", path, "is empty", "at least one voxel that is not 0")
+    return Volume(labels.astype(np.int64), volume.affine)
+
+
+def check_grid(image: Volume, mask: Volume, image_path: object, mask_path: object) -> None:
+    """Refuse a mask that does not lie on its image's grid.
+
+    Corners may differ by a tenth of the smallest voxel edge, which covers the rounding of
+    headers.
+
+    Raises:
+        FileError: another shape, or another affine.
+    """
+    shape = image.voxels.shape[1:]
+    if mask.voxels.shape != shape:
+        raise FileError(
+            "mask shape",
+            "mask",
+            mask_path,
+            f"has the shape {mask.voxels.shape}",
+            f"{shape}, as its image '{image_path}'",
+        )
+    corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in shape))])
+    corners = np.insert(corners, [2] * (3 - len(shape)), 0, axis=1)
+    offset = np.abs(corners @ (image.affine - mask.affine).T).max()
+    allowed = GRID_TOLERANCE * min(image.spacing_mm(len(shape)))
+    if offset > allowed:
+        raise FileError(
+            "mask affine",
+            "mask",
+            mask_path,
+            f"lies up to {offset:.3g} mm away from its image '{image_path}'",
+            f"the same affine within {allowed:.2g} mm",
+        )
+
+
+def _count(channels: int) -> str:
+    return f"{channels} channel{'s' * (channels != 1)}"
+
+
+def _read(role: str, path: str | Path, spatial_dims: int) -> Volume:
+    """Voxels ``(*S)`` or ``(*S, C)`` of finite numbers and a usable affine."""
+    try:
+        voxels, affine = _read_nifti(path) if _is_nifti(path) else _read_other(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # three libraries, each with its own kinds
+        raise _unreadable(role, Path(path), error) from error
+    if voxels.dtype.kind not in "buif":
+        raise FileError("type", role, path, f"has voxels of type {voxels.dtype}", "plain numbers")
+    single = tuple(i for i in range(spatial_dims, voxels.ndim) if voxels.shape[i] == 1)
+    squeezed = voxels.squeeze(single)
+    if not spatial_dims <= squeezed.ndim <= spatial_dims + 1:
+        found = f"has the shape {voxels.shape}"
+        raise FileError("axes", role, path, found, f"a {spatial_dims}D image")
+    volume = Volume(squeezed, affine)
+    _check_spacing(role, path, volume, spatial_dims)
+    bad = squeezed.size - int(np.isfinite(squeezed).sum())
+    if bad:
+        found = f"holds {bad} NaN or infinite voxels of {squeezed.size}"
+        raise FileError("not finite", role, path, found, "finite numbers only")
+    return volume
+
+
+def _unreadable(role: str, path: Path, error: Exception) -> FileError:
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    reason = text.splitlines()[-1].strip(" .-")
+    why = "" if str(path) in reason else f" ({reason})"
+    if path.is_dir():
+        expected = "a folder with one complete DICOM series"
+        return FileError("unreadable", role, path, f"cannot be read{why}", expected)
+    found = f"of {path.stat().st_size} bytes cannot be read{why}" if path.exists() else "is gone"
+    return FileError("unreadable", role, path, found, "a complete image file")
+
+
+def _check_spacing(role: str, path: str | Path, volume: Volume, spatial_dims: int) -> None:
+    spacing = np.array(volume.spacing_mm(spatial_dims))
+    if not np.isfinite(volume.affine).all() or (spacing < 1e-6).any():
+        edges = " x ".join(f"{edge:.4g}" for edge in spacing)
+        raise FileError(
+            "spacing", role, path, f"has voxels of {edges} mm", "edges above 0 mm in its header"
+        )
+
+
+def _is_nifti(path: str | Path) -> bool:
+    return str(path).lower().endswith(NIFTI)
+
+
+def _read_nifti(path: str | Path) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
+    image = nibabel.load(path)
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a NaN affine: reported by the caller
+        voxels, affine = np.asanyarray(image.dataobj), np.array(image.affine, dtype=np.float64)
+    if not int(image.header["sform_code"]):
+        # nibabel replaces a voxel edge of 0 by 1 mm; without an sform only pixdim gives the edges
+        with ImageOpener(path) as stream:
+            pixdim = image.header_class.from_fileobj(stream, check=False)["pixdim"]
+        axes = min(voxels.ndim, 3)
+        affine[:3, :axes] *= pixdim[1 : axes + 1] != 0
+    return voxels, affine
+
+
+def _read_other(path: str | Path) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
+    picture = str(path).lower().endswith(PICTURES)
+    reader = PILReader() if picture else ITKReader()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "builtin type .* has no __module__", DeprecationWarning)
+        warnings.filterwarnings("error", ".*more than one DICOM series")
+        voxels, meta = reader.get_data(reader.read(path))
+    small = np.asarray(meta.get("affine", np.eye(3)), dtype=np.float64)  # pictures have none
+    affine = np.eye(4)
+    axes = len(small) - 1
+    affine[:axes, :axes] = small[:axes, :axes]
+    affine[:axes, 3] = small[:axes, -1]
+    return voxels, affine

@@ -1,0 +1,67 @@
+"""Where results go: whether they may be written, and writing a file whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from medvae.data.errors import CohortError, listing
+
+__all__ = ["check_overwrite", "check_writable", "write_text"]
+
+
+def check_writable(folder: str | Path) -> None:
+    """Refuse a folder that nothing can be written to; it need not exist and is not made.
+
+    Raises:
+        CohortError: the folder, or the nearest one above that exists, is read-only or no folder.
+    """
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise CohortError(
+            f"The output folder '{folder}' cannot be made, as '{existing}' is a file; "
+            "expected a folder."
+        )
+    try:
+        with tempfile.TemporaryDirectory(dir=existing):  # permission bits do not tell for root
+            pass
+    except OSError as error:
+        raise CohortError(
+            f"The output folder '{folder}' cannot be written to ({error.strerror} in "
+            f"'{existing}'); expected a folder with permission to write."
+        ) from error
+
+
+def check_overwrite(paths: Sequence[str | Path], overwrite: bool = False) -> None:
+    """Refuse to replace results that are already there, unless asked to.
+
+    Raises:
+        CohortError: one of ``paths`` exists and ``overwrite`` is false.
+    """
+    existing = [path for path in paths if Path(path).exists()]
+    if existing and not overwrite:
+        raise CohortError(
+            f"The results {listing(existing)} are already there; "
+            "expected another output folder, or the option overwrite."
+        )
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file so that an interruption leaves the old one, or none, but never half of it.
+
+    Raises:
+        CohortError: the folder cannot be written to.
+    """
+    target = Path(path)
+    check_writable(target.parent)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,348 @@
+"""What the bundles hand to MONAI's engines: batches, one iteration of each kind, handlers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from ignite.metrics import EpochMetric
+from monai.engines.utils import IterationEvents
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from medvae.data import AttributeScaler, check_overwrite, or_exit, write_text
+from medvae.explain import Readout
+from medvae.metrics import interpretability
+
+__all__ = [
+    "EvaluationStep",
+    "History",
+    "InterpretabilityMetric",
+    "PredictionWriter",
+    "PrepareAttributes",
+    "ProgressBar",
+    "TrainingStep",
+    "class_probabilities",
+    "read_history",
+]
+
+
+class PrepareAttributes:
+    """Turn a batch of a cohort's datalist into tensors on the device.
+
+    Args:
+        scaler: the cohort's scaler; its names are the columns of the attributes. None: the batch
+            has no attributes.
+        label: whether the batch has class numbers under the key `label`.
+        image_key: key of the image.
+        channels_last: memory format of the image; convolutions then run up to twice as fast.
+    """
+
+    def __init__(
+        self,
+        scaler: AttributeScaler | None = None,
+        label: bool = True,
+        image_key: str = "image",
+        channels_last: bool = True,
+    ) -> None:
+        self.scaler = scaler
+        self.label = label
+        self.image_key = image_key
+        self.channels_last = channels_last
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the image (B, C, *S) and a dictionary of the targets.
+
+        The targets are `attributes`, scaled, (B, K) with NaN where missing, and `label`, class
+        numbers (B,) with -1 where unknown.
+        """
+        image = torch.as_tensor(batchdata[self.image_key]).as_subclass(Tensor)
+        image = image.to(device, non_blocking=non_blocking, **kwargs)
+        if self.channels_last:
+            image = image.contiguous(memory_format=_channels_last(image.ndim))
+        targets: dict[str, Tensor] = {}
+        if self.scaler is not None and self.scaler.names:
+            columns = [torch.as_tensor(batchdata[n], dtype=torch.float32) for n in self.scaler.names]
+            targets["attributes"] = self.scaler.transform(torch.stack(columns, 1)).to(device)
+        if self.label:
+            targets["label"] = torch.as_tensor(batchdata["label"]).to(device)
+        return image, targets
+
+
+def _channels_last(ndim: int) -> torch.memory_format:
+    return torch.channels_last if ndim == 4 else torch.channels_last_3d
+
+
+class TrainingStep:
+    """One iteration of training a VAE, for `SupervisedTrainer(iteration_update=...)`.
+
+    The loss function is called with the network's output, the image and the prepared targets, and
+    returns a dictionary of scalars of which `loss` is minimised.
+
+    Args:
+        max_grad_norm: gradients longer than this are scaled down to it; None never does.
+        autocast: a half precision such as `torch.bfloat16` for the network's forward pass; the
+            loss is always computed in float32.
+    """
+
+    def __init__(
+        self, max_grad_norm: float | None = None, autocast: torch.dtype | None = None
+    ) -> None:
+        self.max_grad_norm = max_grad_norm
+        self.autocast = autocast
+
+    def __call__(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
+        """Update the network once; return the terms of the loss, detached.
+
+        Raises:
+            FloatingPointError: where a term is not finite.
+        """
+        image, targets = engine.prepare_batch(
+            batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs
+        )
+        engine.network.train()
+        engine.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(image.device.type, self.autocast, enabled=self.autocast is not None):
+            output = engine.inferer(image, engine.network)
+        terms = engine.loss_function(output, image, **targets)
+        self._check(terms, engine)
+        terms["loss"].backward()
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_grad_norm)
+        engine.optimizer.step()
+        return {name: value.detach() for name, value in terms.items()}
+
+    @staticmethod
+    def _check(terms: Mapping[str, Tensor], engine: Any) -> None:
+        if torch.isfinite(terms["loss"]):
+            return
+        found = {name: float(value.detach()) for name, value in terms.items()}
+        raise FloatingPointError(
+            f"the loss is not finite in epoch {engine.state.epoch}, iteration "
+            f"{engine.state.iteration}: {found}; a lower learning rate or weight of the term that "
+            "grew, or max_grad_norm, usually helps"
+        )
+
+
+class EvaluationStep:
+    """One batch through a VAE in evaluation, for `SupervisedEvaluator(iteration_update=...)`.
+
+    Returns `pred` (the reconstruction), `logits`, `mean`, `log_var` and the targets of the batch. Codes are posterior means, so the same input gives the same output.
+    """
+
+    def __call__(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outputs of a batch as a dictionary of tensors."""
+        image, targets = engine.prepare_batch(
+            batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs
+        )
+        network = getattr(engine.network, "module", engine.network)  # under DDP
+        network.eval()
+        with torch.no_grad():
+            mean, log_var = network.encode(image)
+            output = {"pred": network.decode(mean), "logits": network.classify(mean)}
+        engine.state.output = {**output, "mean": mean, "log_var": log_var, **targets}
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)  # decollates and postprocesses
+        return engine.state.output
+
+
+class InterpretabilityMetric(EpochMetric):
+    """Mean interpretability (R2 of attribute k on its axis) over an epoch, for model selection.
+
+    Args:
+        tied: axis k belongs to attribute k; False takes the most informative axis of each, for
+            models that tie none.
+    """
+
+    def __init__(self, tied: bool = True) -> None:
+        self.tied = tied
+        super().__init__(
+            self._compute,
+            output_transform=lambda output: (output["mean"], output["attributes"]),
+            check_compute_fn=False,
+        )
+
+    def _compute(self, codes: Tensor, attributes: Tensor) -> float:
+        axes = list(range(attributes.shape[1])) if self.tied else None
+        values = interpretability(codes.cpu().numpy(), attributes.cpu().numpy(), axes)
+        return float(np.nanmean(values))
+
+
+class PredictionWriter:
+    """Handler that writes what a model says about each subject as one row of a CSV.
+
+    Columns: id, `z0`..., the attributes read off the codes in their own units (`read_NAME`), and
+    `probability_CLASS`. Needs `decollate: true`; the file appears when the last subject is done.
+
+    Args:
+        path: the CSV.
+        readout: of the trained model; None leaves the attributes out.
+        classes: names of the classes in the order of their numbers; None leaves them out.
+        overwrite: replace an existing file.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        readout: Readout | None = None,
+        classes: Sequence[object] = (),
+        overwrite: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.readout = readout
+        self.classes = tuple(classes)
+        self.overwrite = overwrite
+        self._rows: list[dict[str, object]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the evaluator."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _start(self, engine: Engine) -> None:
+        or_exit(check_overwrite, [self.path], self.overwrite)
+        self._rows = []
+
+    def _add(self, engine: Engine) -> None:
+        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+            codes = output["mean"].cpu().numpy()
+            row: dict[str, object] = {"id": item["id"]}
+            row |= {f"z{d}": float(z) for d, z in enumerate(codes)}
+            if self.readout is not None:
+                values = self.readout.attributes(codes[None])[0]
+                names = self.readout.scaler.names
+                row |= {f"read_{n}": float(v) for n, v in zip(names, values, strict=True)}
+            if self.classes:
+                shares = class_probabilities(output["logits"][None])[0]
+                row |= {
+                    f"probability_{c}": float(p) for c, p in zip(self.classes, shares, strict=True)
+                }
+            self._rows.append(row)
+
+    def _write(self, engine: Engine) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._rows[0] if self._rows else ["id"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_text(self.path, text.getvalue())
+
+
+def class_probabilities(logits: Tensor) -> Tensor:
+    """Return probabilities (B, C) for logits (B, C), or (B, 2) for a binary head's (B, 1)."""
+    if logits.shape[1] == 1:
+        positive = logits.sigmoid()
+        return torch.cat([1 - positive, positive], 1)
+    return logits.softmax(1)
+
+
+class History:
+    """Handler that keeps one row an epoch: the mean of every loss term and every metric.
+
+    Rows are appended to a CSV as they come, so that nothing is lost when a run ends early.
+
+    Args:
+        path: the CSV.
+        evaluator: whose metrics belong to the row; None has none.
+    """
+
+    def __init__(self, path: str | Path, evaluator: Engine | None = None) -> None:
+        self.path = Path(path)
+        self.evaluator = evaluator
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    def _start(self, engine: Engine) -> None:
+        self._sums, self._count = {}, 0
+
+    def _add(self, engine: Engine) -> None:
+        self._count += 1
+        for name, value in engine.state.output.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+
+    def _write(self, engine: Engine) -> None:
+        row = {"epoch": float(engine.state.epoch)}
+        row |= {name: total / self._count for name, total in self._sums.items()}
+        if self.evaluator is not None:
+            row |= {f"val_{k}": float(v) for k, v in self.evaluator.state.metrics.items()}
+        first = engine.state.epoch == 1 or not self.path.exists()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("w" if first else "a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if first:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+class ProgressBar:
+    """Handler that shows one bar for the whole training, with the loss and the best metric.
+
+    Args:
+        evaluator: whose best key metric is shown; None shows none.
+    """
+
+    def __init__(self, evaluator: Any = None) -> None:
+        self.evaluator = evaluator
+        self._bar: tqdm | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.STARTED, self._open)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._update)
+        engine.add_event_handler(Events.COMPLETED, self._close)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _open(self, engine: Engine) -> None:
+        self._bar = tqdm(
+            total=engine.state.max_epochs,
+            initial=engine.state.epoch,
+            desc="training",
+            unit="epoch",
+            file=sys.stderr,
+            disable=int(os.environ.get("RANK", "0")) > 0,
+        )
+
+    def _update(self, engine: Engine) -> None:
+        if self._bar is None:
+            return
+        shown: dict[str, str] = {"loss": f"{float(engine.state.output['loss']):.4g}"}
+        if self.evaluator is not None and self.evaluator.state.best_metric_epoch > 0:
+            name = self.evaluator.state.key_metric_name
+            shown[f"best {name}"] = f"{self.evaluator.state.best_metric:.3f}"
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
+
+    def _close(self, engine: Engine) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _fail(self, engine: Engine, error: Exception) -> None:
+        self._close(engine)
+        raise error
+
+
+def read_history(path: str | Path) -> dict[str, list[float]]:
+    """Read the columns that `History` wrote."""
+    with Path(path).open(newline="") as file:
+        rows: Sequence[dict[str, str]] = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}

@@ -1,0 +1,217 @@
+"""The attribute-regularised variational autoencoder, for images and volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+from typing import NamedTuple
+
+import torch
+from monai.networks.blocks import Convolution
+from torch import Tensor, nn
+
+
+class AttriVAEOutput(NamedTuple):
+    """What an `AttriVAE` computes from a batch of images.
+
+    Attributes:
+        reconstruction: in (0, 1), shape (B, C, *S).
+        mean: posterior mean, shape (B, D).
+        log_var: logarithm of the posterior variance, shape (B, D).
+        z: the code that was decoded, shape (B, D): a sample in training, the mean in evaluation.
+        logits: shape (B, 1) for a binary head, (B, C) for C classes, (B, 0) without a head.
+    """
+
+    reconstruction: Tensor
+    mean: Tensor
+    log_var: Tensor
+    z: Tensor
+    logits: Tensor
+
+
+class AttriVAE(nn.Module):
+    """Convolutional VAE whose first latent axes are tied to attributes, with an MLP head.
+
+    The defaults are the published 3D network (Cetin et al. 2023): 340,674 parameters at 80^3.
+    In training the decoder and the head read a sample of the posterior, in evaluation its mean, so
+    that the same input gives the same output.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image and of its reconstruction.
+        image_size: spatial size, divisible by the product of the strides along every axis.
+        latent_dim: number D of latent axes; axis k belongs to attribute k.
+        channels: channels of the encoder's convolutions; the decoder mirrors them.
+        strides: their strides, one for each; a stride is a number or one number per axis.
+        num_classes: 0 for no head, 1 for a binary head, C for C classes.
+        attribute_names: names of the first K axes, at most `latent_dim`.
+        hidden_channels: widths of the fully connected layers before the posterior.
+        head_channels: widths of the head's hidden layers.
+        decoder_channels: channels of the decoder's convolutions, one more than `channels`: one for
+            each stride, in reverse, and one at full resolution; None mirrors `channels`.
+        dropout: probability, on the flattened encoder output.
+        norm: MONAI's name or (name, arguments) of the convolutions' normalisation.
+        act: MONAI's name of the activation.
+
+    Raises:
+        ValueError: for sizes, strides or names that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        in_channels: int = 1,
+        image_size: Sequence[int] = (80, 80, 80),
+        latent_dim: int = 64,
+        channels: Sequence[int] = (8, 16, 32, 64, 2),
+        strides: Sequence[int | Sequence[int]] = (2, 2, 2, 2, 1),
+        num_classes: int = 1,
+        attribute_names: Sequence[str] | None = None,
+        hidden_channels: Sequence[int] = (128, 96),
+        head_channels: Sequence[int] = (32, 16),
+        decoder_channels: Sequence[int] | None = None,
+        dropout: float = 0.25,
+        norm: str | tuple | None = "BATCH",
+        act: str | tuple = "RELU",
+    ) -> None:
+        super().__init__()
+        steps = [_per_axis(stride, spatial_dims) for stride in strides]
+        self.image_size = tuple(int(n) for n in image_size)
+        self.latent_dim = latent_dim
+        self.in_channels = in_channels
+        self.attribute_names = tuple(attribute_names or ())
+        _check_arguments(self, spatial_dims, channels, steps, num_classes)
+
+        grid = [n // prod(s[axis] for s in steps) for axis, n in enumerate(self.image_size)]
+        self.bottleneck_shape = (channels[-1], *grid)
+        flat = prod(self.bottleneck_shape)
+        layer = {"spatial_dims": spatial_dims, "norm": norm, "act": act, "adn_ordering": "NA"}
+
+        widths = [in_channels, *channels]
+        self.encoder = nn.Sequential(
+            *(Convolution(in_channels=i, out_channels=o, strides=s, **layer)
+              for (i, o), s in zip(pairwise(widths), steps, strict=True))
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.hidden = _mlp([flat, *hidden_channels], norm=False)
+        width = hidden_channels[-1] if hidden_channels else flat
+        self.mean = nn.Linear(width, latent_dim)
+        self.log_var = nn.Linear(width, latent_dim)
+
+        head = _mlp([latent_dim, *head_channels], norm=True)
+        width = head_channels[-1] if head_channels else latent_dim
+        self.head = nn.Sequential(*head, nn.Linear(width, num_classes)) if num_classes else None
+
+        decoder_channels = _mirrored(channels) if decoder_channels is None else decoder_channels
+        if len(decoder_channels) != len(channels) + 1:
+            raise ValueError(
+                f"decoder_channels must have {len(channels) + 1} entries, one more than channels, "
+                f"found {list(decoder_channels)}"
+            )
+        self.expand = nn.Sequential(nn.Linear(latent_dim, flat), nn.ReLU())
+        widths = [channels[-1], *decoder_channels]
+        ups = [*steps[::-1], _per_axis(1, spatial_dims)]
+        self.decoder = nn.Sequential(
+            *(Convolution(in_channels=i, out_channels=o, strides=s,
+                          is_transposed=max(s) > 1, **layer)
+              for (i, o), s in zip(pairwise(widths), ups, strict=True)),
+            Convolution(spatial_dims, widths[-1], in_channels, conv_only=True),
+            nn.Sigmoid(),
+        )
+        self.apply(_initialise)
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log variance of the posterior, each (B, D), for images (B, C, *S)."""
+        features = self.dropout(self.encoder(image).flatten(1))
+        features = self.hidden(features)
+        return self.mean(features), self.log_var(features)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return images in (0, 1), shape (B, C, *S), for codes (B, D)."""
+        return self.decoder(self.expand(z).unflatten(1, self.bottleneck_shape))
+
+    def classify(self, z: Tensor) -> Tensor:
+        """Return logits (B, num_classes) for codes (B, D)."""
+        return z[:, :0] if self.head is None else self.head(z)
+
+    def forward(self, image: Tensor) -> AttriVAEOutput:
+        """Encode, sample (in training), decode and classify images of shape (B, C, *S)."""
+        mean, log_var = self.encode(image)
+        z = mean
+        if self.training:
+            z = mean + torch.exp(0.5 * log_var) * torch.randn_like(mean)
+        return AttriVAEOutput(self.decode(z), mean, log_var, z, self.classify(z))
+
+
+class AttriVAEReconstruction(AttriVAE):
+    """An `AttriVAE` that returns its reconstruction alone: tensor in, tensor out.
+
+    What MONAI's bundle commands and MONAI Label expect of a `network_def`; the weights have the
+    same names as those of `AttriVAE`, and encode, decode and classify are there as well.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the reconstruction from the posterior mean, shape (B, C, *S)."""
+        return self.decode(self.encode(image)[0])
+
+
+def _per_axis(stride: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
+    return (stride,) * spatial_dims if isinstance(stride, int) else tuple(stride)
+
+
+def _mirrored(channels: Sequence[int]) -> list[int]:
+    """Return the published decoder's channels: 64, 64, 32, 16, 8, 4 for 8, 16, 32, 64, 2."""
+    return [channels[-2:][0], *channels[-2::-1], max(channels[0] // 2, 1)]
+
+
+def _mlp(widths: Sequence[int], norm: bool) -> nn.Sequential:
+    """Linear layers with ReLU between the given widths, batch-normalised where asked."""
+    layers: list[nn.Module] = []
+    for i, o in pairwise(widths):
+        layers += [nn.Linear(i, o), *([nn.BatchNorm1d(o)] if norm else []), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Xavier-uniform weights; bias 0.01 for convolutions, 0 for linear layers, as published."""
+    if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.constant_(module.bias, 0.01)
+    elif isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def _check_arguments(
+    network: AttriVAE,
+    spatial_dims: int,
+    channels: Sequence[int],
+    steps: Sequence[tuple[int, ...]],
+    num_classes: int,
+) -> None:
+    size = network.image_size
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"spatial_dims must be 2 or 3, found {spatial_dims}")
+    if len(size) != spatial_dims:
+        raise ValueError(f"image_size must have {spatial_dims} entries, found {size}")
+    if len(steps) != len(channels) or any(len(s) != spatial_dims for s in steps):
+        raise ValueError(
+            f"strides must have one entry for each of the {len(channels)} channels, a number or "
+            f"{spatial_dims} numbers, found {list(steps)}"
+        )
+    for axis, n in enumerate(size):
+        stride = prod(s[axis] for s in steps)
+        if n % stride:
+            raise ValueError(
+                f"image_size {n} along axis {axis} is not divisible by the product of the "
+                f"strides, {stride}"
+            )
+    if len(network.attribute_names) > network.latent_dim:
+        raise ValueError(
+            f"{len(network.attribute_names)} attributes need as many latent axes, found "
+            f"latent_dim {network.latent_dim}"
+        )
+    if num_classes < 0:
+        raise ValueError(f"num_classes must be 0, 1 or more, found {num_classes}")

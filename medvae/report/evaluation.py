@@ -1,0 +1,283 @@
+"""From a trained Attri-VAE and its cohort to numbers, a table and pictures."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from medvae.data import Cohort, check_overwrite, write_text
+from medvae.engines import PrepareAttributes, class_probabilities, read_history
+from medvae.explain import Readout
+from medvae.metrics import (
+    classification_report,
+    disentanglement_report,
+    prediction_r2,
+    psnr,
+    raw_attribute_classifier,
+    rbf_mmd_report,
+    ssim,
+)
+from medvae.networks import AttriVAE
+from medvae.report.plots import plot_codes, plot_curves, plot_reconstructions
+from medvae.report.tables import metrics_table
+
+__all__ = ["Evaluation", "Predictions", "predict"]
+
+Array = npt.NDArray[np.float64]
+SHOWN = 8  # subjects in the picture of reconstructions
+
+logger = logging.getLogger("medvae")
+
+
+class Predictions(NamedTuple):
+    """What a model says about N subjects; rows in the order of the data.
+
+    Attributes:
+        codes: posterior means, shape (N, D).
+        probabilities: of the classes, shape (N, C), two columns for a binary head; (N, 0) without.
+        images: in [0, 1], shape (N, C, *S).
+        reconstructions: same shape.
+    """
+
+    codes: Array
+    probabilities: Array
+    images: npt.NDArray[np.float32]
+    reconstructions: npt.NDArray[np.float32]
+
+
+def predict(
+    network: AttriVAE,
+    data: Iterable[Mapping[str, Any]],
+    prepare_batch: PrepareAttributes,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Predictions:
+    """Encode, decode and classify every batch of `data` in evaluation mode, without gradients."""
+    network.eval()
+    rows: list[tuple[np.ndarray, ...]] = []
+    with torch.no_grad():
+        for batch in tqdm(data, desc="evaluating", unit="batch", disable=not progress):
+            image, _ = prepare_batch(batch, device)
+            mean, _ = network.encode(image)
+            tensors = (mean, class_probabilities(network.classify(mean)), image)
+            rows.append(tuple(t.float().cpu().numpy() for t in (*tensors, network.decode(mean))))
+    codes, probabilities, images, reconstructions = (np.concatenate(c) for c in zip(*rows))  # noqa: B905
+    return Predictions(
+        codes.astype(float), probabilities.astype(float), images, reconstructions
+    )
+
+
+class Evaluation:
+    """Metrics and plots of a trained model on the test split, each metric beside its chance level.
+
+    Writes `metrics.json`, `metrics.md`, `predictions.csv`, `curves.png`, `codes.png` and
+    `reconstructions.png` into the output folder, and `readout.json` beside the model.
+
+    Args:
+        network: an `AttriVAE`.
+        cohort: what it was trained on.
+        data: batches of all of the cohort's subjects, in the order of its table.
+        prepare_batch: as in training.
+        checkpoint: the weights to load; None evaluates the network as it is.
+        output_dir: where results go.
+        readout: where the calibration of the axes goes.
+        device: where to compute.
+        tied: axis k belongs to attribute k; False takes the most informative axis of each, for
+            models without attribute regularisation.
+        history: the CSV of the training's curves; None plots none.
+        n_permutations: for chance levels.
+        n_resamples: for intervals.
+        seed: of permutations and resamples.
+        split: which subjects are scored.
+        overwrite: replace results of an earlier evaluation.
+        progress: show progress bars.
+    """
+
+    def __init__(
+        self,
+        network: AttriVAE,
+        cohort: Cohort,
+        data: Iterable[Mapping[str, Any]],
+        prepare_batch: PrepareAttributes,
+        output_dir: str | Path,
+        checkpoint: str | Path | None = None,
+        readout: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        tied: bool = True,
+        history: str | Path | None = None,
+        n_permutations: int = 100,
+        n_resamples: int = 500,
+        seed: int = 0,
+        split: str = "test",
+        overwrite: bool = False,
+        progress: bool = True,
+    ) -> None:
+        self.network, self.cohort, self.data = network, cohort, data
+        self.prepare_batch, self.device = prepare_batch, device
+        self.output_dir, self.checkpoint = Path(output_dir), checkpoint
+        self.readout, self.history = readout, history
+        self.tied, self.split, self.seed = tied, split, seed
+        self.n_permutations, self.n_resamples = n_permutations, n_resamples
+        self.overwrite, self.progress = overwrite, progress
+
+    def run(self) -> dict[str, Any]:
+        """Evaluate, write everything and return what metrics.json holds.
+
+        Raises:
+            CohortError: if the folder holds results already and `overwrite` is false.
+        """
+        check_overwrite([self.output_dir / "metrics.json"], self.overwrite)
+        if self.checkpoint is not None:
+            weights = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            self.network.load_state_dict(weights)
+        predictions = predict(
+            self.network, self.data, self.prepare_batch, self.device, self.progress
+        )
+        readout = self._calibrate(predictions)
+        metrics = self._metrics(predictions, readout)
+        write_text(self.output_dir / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        write_text(self.output_dir / "metrics.md", metrics_table(metrics))
+        self._write_predictions(predictions, readout)
+        self._plot(predictions, metrics)
+        logger.info("Done: look at the plots and metrics.md in %s", self.output_dir.resolve())
+        return metrics
+
+    @property
+    def _attributes(self) -> Array:
+        names = list(self.cohort.attribute_names)
+        return self.cohort.subjects[names].to_numpy(dtype=float)
+
+    def _rows(self, *splits: str) -> npt.NDArray[np.bool_]:
+        return self.cohort.subjects["split"].isin(splits).to_numpy()
+
+    def _patients(self) -> np.ndarray:
+        table, patient = self.cohort.subjects, self.cohort.patient
+        return table[patient if patient in table else "id"].to_numpy()
+
+    def _calibrate(self, predictions: Predictions) -> Readout:
+        """Fit the axes' lines on the training rows; the test rows stay unseen."""
+        rows = self._rows("train")
+        if not rows.any():
+            raise ValueError("no training rows in the cohort to calibrate the axes on")
+        readout = Readout.fit(
+            self.cohort.scaler, predictions.codes[rows], self._attributes[rows]
+        )
+        if self.readout is not None and self.tied:
+            readout.save(self.readout)
+        return readout
+
+    def _metrics(self, predictions: Predictions, readout: Readout) -> dict[str, Any]:
+        rows = self._rows(self.split)
+        scaled = self.cohort.scaler.transform(self._attributes)
+        names = list(self.cohort.attribute_names)
+        resampling = {"n_resamples": self.n_resamples, "seed": self.seed}
+        patients = self._patients()[rows]
+        metrics: dict[str, Any] = {
+            "split": self.split,
+            "subjects": {s: int(self._rows(s).sum()) for s in ("train", "val", "test")},
+            "attributes": names,
+            "log": list(self.cohort.scaler.log),
+            "disentanglement": disentanglement_report(
+                predictions.codes[rows],
+                scaled[rows],
+                names,
+                axes=range(len(names)) if self.tied else None,
+                patients=patients,
+                n_permutations=self.n_permutations,
+                progress=self.progress,
+                **resampling,
+            ),
+            "reconstruction": self._reconstruction(predictions, rows),
+        }
+        if self.tied:
+            read = self.cohort.scaler.transform(readout.attributes(predictions.codes[rows]))
+            metrics["prediction_r2"] = prediction_r2(
+                read, scaled[rows], names, patients=patients, **resampling
+            )
+        if self.cohort.label is not None and predictions.probabilities.shape[1]:
+            metrics["classification"] = self._classification(predictions, rows)
+        return metrics
+
+    def _reconstruction(self, predictions: Predictions, rows: np.ndarray) -> dict[str, Any]:
+        images, reconstructions = predictions.images[rows], predictions.reconstructions[rows]
+        result: dict[str, Any] = {}
+        for name, values in (
+            ("psnr_db", psnr(reconstructions, images)),
+            ("ssim", ssim(reconstructions, images)),
+        ):
+            result[name] = {"mean": float(values.mean()), "sd": float(values.std())}
+        train_mean = predictions.images[self._rows("train")].mean(0, keepdims=True)
+        blank = np.broadcast_to(train_mean, images.shape)
+        result["psnr_db"]["chance"] = float(psnr(np.ascontiguousarray(blank), images).mean())
+        result["ssim"]["chance"] = float(ssim(np.ascontiguousarray(blank), images).mean())
+        flat = images.reshape(len(images), -1)
+        result["rbf_mmd"] = rbf_mmd_report(
+            reconstructions.reshape(len(images), -1),
+            flat,
+            n_permutations=self.n_permutations,
+            seed=self.seed,
+        )
+        return result
+
+    def _classification(self, predictions: Predictions, rows: np.ndarray) -> dict[str, Any]:
+        items = self.cohort.datalist()
+        label = np.array([item["label"] for item in items])
+        scaled = self.cohort.scaler.transform(self._attributes)
+        train, test = self._rows("train") & (label >= 0), rows & (label >= 0)
+        reference = raw_attribute_classifier(
+            scaled[train], label[train], scaled[test], seed=self.seed
+        )
+        return classification_report(
+            predictions.probabilities[test],
+            label[test],
+            patients=self._patients()[test],
+            reference_probabilities=reference,
+            n_resamples=self.n_resamples,
+            seed=self.seed,
+        )
+
+    def _write_predictions(self, predictions: Predictions, readout: Readout) -> None:
+        table = self.cohort.subjects[["id", "split"]].copy()
+        table[[f"z{d}" for d in range(predictions.codes.shape[1])]] = predictions.codes
+        if self.tied:
+            read = readout.attributes(predictions.codes)
+            for k, name in enumerate(self.cohort.attribute_names):
+                table[f"read_{name}"] = read[:, k]
+        for c, name in enumerate(self.cohort.classes):
+            if predictions.probabilities.shape[1]:
+                table[f"probability_{name}"] = predictions.probabilities[:, c]
+        write_text(self.output_dir / "predictions.csv", table.to_csv(index=False))
+
+    def _plot(self, predictions: Predictions, metrics: Mapping[str, Any]) -> None:
+        if self.history is not None and Path(self.history).exists():
+            plot_curves(read_history(self.history), self.output_dir / "curves.png")
+        report = metrics["disentanglement"]
+        names: Sequence[str] = list(report["attributes"])
+        columns = [self.cohort.attribute_names.index(name) for name in names]
+        axes = [report["attributes"][name]["axis"] for name in names]
+        scores = report["scores"]["interpretability"]["attributes"]
+        plot_codes(
+            predictions.codes[:, axes],
+            self._attributes[:, columns],
+            names,
+            list(self.cohort.subjects["split"]),
+            self.output_dir / "codes.png",
+            [scores[name]["value"] for name in names],
+            axes,
+        )
+        rows = np.flatnonzero(self._rows(self.split))
+        rows = rows[np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int)]
+        plot_reconstructions(
+            predictions.images[rows],
+            predictions.reconstructions[rows],
+            [str(self.cohort.subjects["id"].iloc[r]) for r in rows],
+            self.output_dir / "reconstructions.png",
+        )

@@ -1,0 +1,134 @@
+"""Plots of a run: curves, codes against attributes, reconstructions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["plot_codes", "plot_curves", "plot_reconstructions"]
+
+COLOURS = {"train": "0.75", "val": "tab:orange", "test": "tab:blue"}
+
+
+def _grid(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure with at least `count` axes; those beyond are switched off."""
+    columns = min(columns, count)
+    rows = ceil(count / columns)
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    axes = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, axes[:count]
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Path:
+    """Plot every term and metric of a run over its epochs, one panel each, and save it.
+
+    Args:
+        history: columns of numbers, one of them `epoch`; see `medvae.engines.read_history`.
+        path: the PNG to write.
+    """
+    names = [name for name in history if name != "epoch"]
+    figure, axes = _grid(len(names), 4, 3.0, 2.3)
+    for axis, name in zip(axes, names, strict=True):
+        values = np.asarray(history[name], dtype=float)
+        axis.plot(history["epoch"], values, color="tab:blue", lw=1.2)
+        if not name.startswith("val_") and np.nanmin(values) > 0:
+            axis.set_yscale("log")
+        if name.startswith("val_") and np.isfinite(values).any():
+            best = int(np.nanargmax(values))
+            axis.plot(history["epoch"][best], values[best], "o", color="tab:orange", ms=4)
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel("epoch", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+    return _save(figure, path)
+
+
+def plot_codes(
+    codes: np.ndarray,
+    attributes: np.ndarray,
+    names: Sequence[str],
+    splits: Sequence[str],
+    path: str | Path,
+    scores: Sequence[float] | None = None,
+    axes: Sequence[int] | None = None,
+) -> Path:
+    """Plot every attribute against its latent axis, coloured by split, and save it.
+
+    Args:
+        codes: posterior means on the K attributes' axes, shape (N, K).
+        attributes: in their own units, shape (N, K), NaN where missing.
+        names: of the K attributes.
+        splits: of the N subjects.
+        path: the PNG to write.
+        scores: interpretability on the test split, for the titles.
+        axes: numbers of the K latent axes; None counts from 0.
+    """
+    numbers = range(len(names)) if axes is None else axes
+    figure, panels = _grid(len(names), 3, 3.3, 2.9)
+    split_of = np.asarray(splits)
+    for k, (axis, name) in enumerate(zip(panels, names, strict=True)):
+        for split, colour in COLOURS.items():
+            rows = split_of == split
+            axis.scatter(
+                codes[rows, k], attributes[rows, k], s=9, color=colour, label=split, linewidths=0
+            )
+        title = name if scores is None else f"{name}\ntest R² {scores[k]:.2f}"
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel(f"latent axis {numbers[k]}", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+    panels[0].legend(fontsize=7, frameon=False)
+    return _save(figure, path)
+
+
+def _plane(volume: np.ndarray) -> np.ndarray:
+    """Return the first channel's central plane across the last axis, upright for the eye."""
+    image = volume[0]
+    if image.ndim == 3:
+        image = image[..., image.shape[-1] // 2]
+    return np.rot90(image)
+
+
+def plot_reconstructions(
+    images: np.ndarray,
+    reconstructions: np.ndarray,
+    titles: Sequence[str],
+    path: str | Path,
+) -> Path:
+    """Plot central planes of images, their reconstructions and the difference, and save it.
+
+    Args:
+        images: in [0, 1], shape (N, C, *S); the first channel is shown.
+        reconstructions: same shape.
+        titles: one for each of the N columns.
+        path: the PNG to write.
+    """
+    count = len(titles)
+    figure = Figure(figsize=(1.7 * count + 0.6, 5.4), layout="constrained")
+    axes = figure.subplots(3, count, squeeze=False)
+    for column, title in enumerate(titles):
+        image, reconstruction = _plane(images[column]), _plane(reconstructions[column])
+        axes[0, column].imshow(image, cmap="gray", vmin=0, vmax=1)
+        axes[1, column].imshow(reconstruction, cmap="gray", vmin=0, vmax=1)
+        axes[2, column].imshow(reconstruction - image, cmap="RdBu_r", vmin=-0.5, vmax=0.5)
+        axes[0, column].set_title(title, fontsize=8)
+    for row, name in enumerate(("image", "reconstruction", "difference ±0.5")):
+        axes[row, 0].set_ylabel(name, fontsize=8)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return _save(figure, path)
