@@ -290,7 +290,7 @@ def test_blocks_export(spatial_dims, size):
     network = nn.Sequential(
         ConvBlock(spatial_dims, 1, 4, 2),
         ConvBlock(spatial_dims, 4, 4, 2, resample="up"),
-        ConvBlock(spatial_dims, 4, 4, 2, resample="resize", norm=("GROUP", {"num_groups": 2})),
+        ConvBlock(spatial_dims, 4, 4, 2, resample="resize", norm="INSTANCE"),
         ConvBlock(spatial_dims, 4, 1, norm=None, act=None),
     ).to(memory_format=memory_format)
     x = torch.rand(size, 1, *[8] * spatial_dims)
@@ -311,7 +311,10 @@ def test_blocks_export_to_onnx(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     torch.manual_seed(11)
-    network = nn.Sequential(ConvBlock(3, 1, 4, 2), ConvBlock(3, 4, 1, 2, resample="up")).eval()
+    norm = ("GROUP", {"num_groups": 2})
+    network = nn.Sequential(
+        ConvBlock(3, 1, 4, 2), ConvBlock(3, 4, 2, 2, resample="up", norm=norm)
+    ).eval()
     x = torch.rand(1, 1, 8, 8, 8)
     stored = str(tmp_path / "network.onnx")
     with torch.no_grad():

@@ -172,7 +172,7 @@ def test_peer_finds_linear_and_curved_boundaries(kind):
 
 
 def test_peer_handles_missing_cells_and_classes_and_leaves_the_table():
-    x, y = attribute_table(90, 0, "linear")
+    x, y = attribute_table(60, 0, "linear")
     y[x[:, 2] > 1] = 2
     x[::5, 0] = np.nan
     x[:, 3] = np.nan  # never observed

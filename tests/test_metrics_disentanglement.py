@@ -104,7 +104,6 @@ def test_linear_and_rank_matrices_equal_scipy_and_scikit_learn():
     codes, attributes = cohort(40, n_axes=6, n_attributes=3, noise=1.5)
     attributes[:, 1] = np.round(attributes[:, 1])  # ties
     linear, rank = r_squared(codes, attributes), rank_correlation(codes, attributes)
-    thresholded = 0
     for d in range(6):
         for k in range(3):
             axis, target = codes[:, [d]], attributes[:, k]
@@ -112,8 +111,14 @@ def test_linear_and_rank_matrices_equal_scipy_and_scikit_learn():
             assert linear[d, k] == pytest.approx(fit.score(axis, target), abs=1e-9)
             rho, p = spearmanr(codes[:, d], target)
             assert rank[d, k] == pytest.approx(abs(rho) if p <= 0.05 else 0.0, abs=1e-9)
-            thresholded += p > 0.05
-    assert 0 < thresholded < 18
+
+
+def test_rank_correlation_is_cut_at_scipys_p_value():
+    codes, attributes = cohort(15, n_axes=300, n_attributes=1)
+    rho, p = (np.asarray(part)[0, 1:] for part in spearmanr(np.hstack((attributes, codes))))
+    assert ((p > 0.03) & (p < 0.07)).sum() > 5
+    expected = np.where(p > 0.05, 0.0, np.abs(rho))
+    np.testing.assert_allclose(rank_correlation(codes, attributes)[:, 0], expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -182,7 +187,8 @@ def test_missing_rows_are_masked_per_attribute(score):
 
 
 def test_modularity_by_hand():
-    codes, attributes = cohort(60, n_axes=4, n_attributes=3, noise=0.6)
+    codes, attributes = cohort(60, n_axes=5, n_attributes=3, noise=0.6)
+    codes[:, 4] = 0  # an axis without information counts 0
     squared = mutual_information(codes, attributes) ** 2
     by_axis = [
         1 - (np.sort(row)[:-1].sum()) / (row.max() * 2) if row.max() > 0 else 0 for row in squared
@@ -198,10 +204,11 @@ def test_which_attributes_are_discrete():
     rng = np.random.default_rng(0)
     assert is_discrete([0.0, 1.0, np.nan, 1.0])
     assert is_discrete([0.2, 0.7, 0.7])
-    assert is_discrete(rng.integers(1, 6, 100))
+    ratings = rng.integers(1, 6, 100)
+    assert is_discrete(ratings)
+    assert is_discrete((np.log(ratings) - 1.3) / 0.7)  # as a scaler leaves it
     assert not is_discrete(rng.integers(20, 80, 100))  # an age in years
-    assert not is_discrete(rng.integers(1, 6, 100) + 0.5 * rng.integers(0, 2, 100))
-    assert not is_discrete(np.arange(8.0))  # whole numbers, each once
+    assert not is_discrete(np.arange(8.0))  # each once
     assert not is_discrete(rng.normal(size=100))
 
 
@@ -225,7 +232,10 @@ def test_dci_of_perfect_duplicated_mixed_and_constant_codes():
     assert np.argmax(perfect.importance, axis=0).tolist() == [0, 1, 2]
     duplicated = dci(np.hstack((codes[:, :3], codes[:, :3])), attributes)
     assert duplicated.disentanglement > 0.95
-    assert duplicated.completeness < 0.85
+    share = np.where(duplicated.importance > 0, duplicated.importance, 1)
+    expected = 1 + np.sum(share * np.log(share), axis=0) / np.log(6)
+    np.testing.assert_allclose(duplicated.completeness_of, expected)
+    assert duplicated.completeness == pytest.approx(1 - np.log(2) / np.log(6), abs=0.1)
     mixed = codes.copy()
     mixed[:, :3] = attributes @ np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2.0]])
     assert dci(mixed, attributes).disentanglement < 0.8

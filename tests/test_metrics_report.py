@@ -110,7 +110,7 @@ def test_repeated_rows_bias_the_information_upwards():
     rows = next(bootstrap_rows(None, 100, 1))
     half = next(half_sample_rows(None, 100, 1))
     honest = mutual_information(codes, attributes).mean()
-    assert mutual_information(codes[rows], attributes[rows]).mean() > honest + 0.3
+    assert mutual_information(codes[rows], attributes[rows]).mean() > honest + 0.2
     assert mutual_information(codes[half], attributes[half]).mean() < honest + 0.1
 
 
@@ -138,8 +138,8 @@ def report(cohort):
         NAMES,
         axes=[0, 1, 2, 3],
         patients=patients,
-        n_permutations=12,
-        n_resamples=20,
+        n_permutations=8,
+        n_resamples=10,
     )
 
 
@@ -190,11 +190,13 @@ def test_report_repeats_and_follows_its_seed(cohort):
     def run(seed):
         table = codes[rows, :3], attributes[rows, :1], ["volume_ml"]
         return disentanglement_report(
-            *table, patients=patients[rows], n_permutations=3, n_resamples=3, seed=seed
+            *table, [2], patients=patients[rows], n_permutations=3, n_resamples=3, seed=seed
         )
 
     first, other = run(0), run(1)
     assert first == run(0)
+    assert first["attributes"]["volume_ml"]["axis"] == 2  # as asked, though axis 0 knows more
+    assert first["scores"]["sap"]["mean"]["value"] < 0
     for score in ("sap", "mig", "dci_completeness"):
         numbers, others = (r["scores"][score]["mean"] for r in (first, other))
         assert numbers["low"] != others["low"]
@@ -215,32 +217,33 @@ def test_report_of_noise_is_at_chance():
     assert report["axes"] == "most informative"
 
 
-def test_more_rows_per_patient_widen_the_interval():
-    # the same rows four times over: as patients they carry no more information than once
+def test_more_rows_per_patient_do_not_narrow_the_interval():
+    # almost the same rows four times over: as patients they carry little more information than once
     rng = np.random.default_rng(3)
-    attributes = rng.normal(size=(40, 1))
-    codes = attributes + rng.normal(size=(40, 2))
-    copies = np.tile(np.arange(40), 4)
-
-    def width(patients):
-        numbers = disentanglement_report(
-            codes[copies],
-            attributes[copies],
-            ["a"],
-            [0],
-            patients=patients,
-            n_permutations=0,
-            n_resamples=150,
-        )["scores"]["interpretability"]["mean"]
-        return numbers["high"] - numbers["low"]
-
-    assert width(copies) > 1.6 * width(None)
+    patients = np.tile(np.arange(30), 4)
+    attributes = rng.normal(size=(30, 1))
+    codes = (attributes + 0.5 * rng.normal(size=(30, 2)))[patients] + 0.1 * rng.normal(
+        size=(120, 2)
+    )
+    attributes = attributes[patients] + 0.1 * rng.normal(size=(120, 1))
+    by_patients, by_rows = (
+        disentanglement_report(codes, attributes, ["a"], [0], None, p, 0, 60)["scores"]
+        for p in (patients, None)
+    )
+    for score in ("interpretability", "dci_informativeness"):
+        wide, narrow = (
+            scores[score]["mean"]["high"] - scores[score]["mean"]["low"]
+            for scores in (by_patients, by_rows)
+        )
+        assert wide > 1.4 * narrow
 
 
 def test_report_names_bad_input():
     codes = np.zeros((10, 2))
     with pytest.raises(ValueError, match="names has 1 entries"):
         disentanglement_report(codes, np.zeros((10, 2)), ["a"])
+    with pytest.raises(ValueError, match="axes has 1 entries"):
+        disentanglement_report(codes, np.zeros((10, 2)), ["a", "b"], axes=[0])
     with pytest.raises(ValueError, match="'a': '0 rows observed"):
         disentanglement_report(codes, np.full((10, 1), np.nan), ["a"])
 

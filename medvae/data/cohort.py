@@ -102,6 +102,8 @@ class Cohort:
             :func:`medvae.attributes.feature_names`.
         label: the class column, whole numbers or text; a missing cell keeps its subject.
         log: attributes whose logarithm is standardised.
+        num_classes: outputs of the head that is to learn the label, see :attr:`num_classes`;
+            ``None``: not compared.
         mask_labels: names for integers of the mask, such as ``{"lv": 3, "heart": [1, 2, 3]}``;
             measured attributes are then named ``lv_voxel_volume_ml``.
         patient: the column whose rows share a split, see :func:`medvae.data.split_subjects`.
@@ -135,6 +137,7 @@ class Cohort:
         attributes: Sequence[str] = (),
         label: str | None = None,
         log: Sequence[str] = (),
+        num_classes: int | None = None,
         mask_labels: MaskLabels | None = None,
         patient: str | None = "patient",
         fractions: Sequence[float] | None = (0.6, 0.15, 0.25),
@@ -162,6 +165,12 @@ class Cohort:
         table = table.assign(**{name: numeric_column(table, name) for name in columns})
         table = self._split(table, fractions, split_column, seed)
         self.classes = self._classes(table)
+        expected = CohortState(AttributeScaler(()), self.classes).num_classes
+        if num_classes is not None and num_classes != expected:
+            raise CohortError(
+                f"The label column '{label}' holds the classes {list(self.classes)} and num_classes "
+                f"is {num_classes}; expected num_classes {expected}."
+            )
         # Everything that needs no file is refused before the first is read.
         self._fitted(table, columns, [name for name in log if name not in measured])
         if check or measured:

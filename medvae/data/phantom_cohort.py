@@ -49,11 +49,12 @@ MYOCARDIUM_SIGNAL, RV_SIGNAL = 0.22, 0.70  # fat is 1
 RV_END = 0.25  # cosine of the angle from the septum's middle at which the crescent ends
 SIZE_NAME = {2: "pixel_area_mm2", 3: "voxel_volume_ml"}  # as medvae.attributes names them
 CUBIC_MM = {2: 1.0, 3: 1000.0}  # mm^d in the unit of a size
-LV_SIZES = {2: (300.0, 2000.0), 3: (11.0, 54.0)}
+LV_SIZES = {2: (260.0, 2200.0), 3: (10.5, 58.0)}
 RV_SIZES = {2: (150.0, 500.0), 3: (8.0, 30.0)}
-WALL_MM = (6.0, 12.0)
-HEART_TILT, SCAN_TILT = 0.12, 0.3  # largest rotation about each axis, in radians
+WALL_MM = (6.0, 13.0)
+HEART_TILT, SCAN_TILT = 0.12, 0.25  # largest rotation about each axis, in radians
 JITTER_MM = 3.0
+BIAS = 0.025
 UNIT_BALL = {1: 2.0, 2: np.pi, 3: 4 * np.pi / 3}
 # Columns: directions to the right ventricle, to the apex, normal to both, in the voxel grid
 NOMINAL_POSE = {2: np.eye(2), 3: np.array([[-1.0, 0, 0], [0, 0, -1.0], [0, -1.0, 0]])}
@@ -73,7 +74,7 @@ class Scanner(NamedTuple):
 
 SCANNERS = {
     "A": Scanner({2: (1.5, 2.0), 3: (2.0, 2.0, 2.5)}, (1, 1, 1), 0.8, 0.02, 1.0),
-    "B": Scanner({2: (2.0, 3.0), 3: (2.0, 2.0, 4.0)}, (-1, -1, 1), 1.6, 0.03, 0.85),
+    "B": Scanner({2: (2.0, 3.0), 3: (2.0, 2.0, 4.0)}, (-1, -1, 1), 1.4, 0.03, 0.9),
 }
 
 
@@ -300,7 +301,7 @@ def _sample(spatial_dims: int, confounding: float, seed: int, index: int) -> Pha
     rng, scan = np.random.default_rng([seed, person, 0]), np.random.default_rng([seed, index, 1])
     z, (sex, risk, bend) = rng.standard_normal(8), rng.random(3)
     z_size = _mix(0.25, 1 if sex < 0.5 else -1, z[0])
-    z_wall = _mix(-0.5, z_size, z[1])  # keeps the myocardium's size from following the wall
+    z_wall = _mix(-0.55, z_size, z[1])  # keeps the myocardium's size from following the wall
     z_ejection = _mix(-0.4, z_size, z[2])
     diagnosis = int(risk < expit(2.0 * z_wall - 1.5 * z_ejection))
     agrees = scan.random() < (1 + confounding) / 2
@@ -313,8 +314,8 @@ def _sample(spatial_dims: int, confounding: float, seed: int, index: int) -> Pha
         scanner="AB"[diagnosis if agrees else 1 - diagnosis],
         lv_size=float(np.exp(_between(*np.log(LV_SIZES[spatial_dims]), z_size))),
         wall_thickness_mm=_between(*WALL_MM, z_wall),
-        lv_length_ratio=_between(1.1, 2.2, z[4]),
-        rv_size=float(np.exp(_between(*np.log(RV_SIZES[spatial_dims]), _mix(0.3, z_size, z[5])))),
+        lv_length_ratio=_between(1.1, 2.4, _mix(-0.35, z_size, z[4])),
+        rv_size=float(np.exp(_between(*np.log(RV_SIZES[spatial_dims]), _mix(0.4, z_size, z[5])))),
         lv_intensity=_between(0.4, 0.95, z[6]),
         ejection_fraction=float(np.clip(0.52 + 0.09 * z_ejection, 0.2, 0.75)),
         bend_per_mm=0.018 * bend - 0.009,
@@ -492,7 +493,7 @@ def render(factors: PhantomFactors) -> tuple[NDArray[np.int16], NDArray[np.uint8
     signal += in_wall * (MYOCARDIUM_SIGNAL + texture - signal)
     signal += _inside(cavity, width) * (np.float32(factors.lv_intensity) - signal)
     signal = gaussian_filter(signal, scanner.blur_mm / spacing, truncate=3)
-    signal *= 1 + np.float32(0.035) * _waves(rng, axes, 2)
+    signal *= 1 + np.float32(BIAS) * _waves(rng, axes, 2)
 
     noise = np.random.default_rng(factors.noise_seed).standard_normal((2, *size), np.float32)
     noise *= np.float32(scanner.noise)

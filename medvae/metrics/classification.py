@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 from .information import Array
-from .intervals import bootstrap_rows, percentile_interval, rows_by_patient
+from .intervals import bootstrap_rows, json_number, percentile_interval, rows_by_patient
 
 __all__ = ["accuracy", "balanced_accuracy", "classification_report", "roc_auc"]
 
@@ -190,15 +190,10 @@ def _entries(scores: dict[str, Array], y: Labels, level: float) -> dict[str, Any
 
 def _entry(scores: Array, level: float) -> dict[str, float | None]:
     low, high = percentile_interval(scores[1:], level)
-    return {"value": _number(scores[0]), "low": _number(low), "high": _number(high)}
+    return {"value": json_number(scores[0]), "low": json_number(low), "high": json_number(high)}
 
 
 def _auc_chance(p: Array, y: Labels, n: int, level: float, seed: int) -> dict[str, float | None]:
     generator = np.random.default_rng(seed)
     low, high = percentile_interval([_auc(p, generator.permutation(y)) for _ in range(n)], level)
-    return {"chance_low": _number(low), "chance_high": _number(high)}
-
-
-def _number(value: npt.ArrayLike) -> float | None:
-    number = float(np.asarray(value))
-    return None if np.isnan(number) else number
+    return {"chance_low": json_number(low), "chance_high": json_number(high)}

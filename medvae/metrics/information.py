@@ -28,10 +28,10 @@ COLLAPSED_SD = 1e-6  # an axis of smaller standard deviation carries nothing (va
 def is_discrete(values: npt.ArrayLike) -> bool:
     """Tells whether an attribute is treated as discrete when the caller does not say.
 
-    Discrete means: at most two distinct values, or at most ten distinct values that are all whole
-    numbers and that have four or more rows each on average (the class-wise estimator needs three
-    neighbours of the same value). An age in whole years is therefore continuous, a rating from 1 to
-    5 is discrete.
+    Discrete means: at most two distinct values, or at most ten that have four or more rows each on
+    average (the class-wise estimator needs three neighbours of the same value, and the continuous
+    one fails where most values are tied). An age in whole years is therefore continuous, a rating
+    from 1 to 5 is discrete, and neither changes when the attribute is rescaled.
 
     Args:
         values: One attribute, shape (N,); NaN entries are ignored.
@@ -41,8 +41,7 @@ def is_discrete(values: npt.ArrayLike) -> bool:
     distinct = np.unique(column)
     if distinct.size <= 2:
         return True
-    whole = bool(np.all(distinct == np.round(distinct)))
-    return whole and distinct.size <= 10 and column.size >= 4 * distinct.size
+    return distinct.size <= 10 and column.size >= 4 * distinct.size
 
 
 def mutual_information(

@@ -26,6 +26,7 @@ __all__ = [
     "folds_by_patient",
     "half_sample_interval",
     "half_sample_rows",
+    "json_number",
     "percentile_interval",
 ]
 
@@ -161,3 +162,9 @@ def half_sample_interval(
     reach = norm.ppf((1 + level) / 2) * error
     # every score is at most 1 by definition
     return Interval(centre - reach, np.minimum(centre + reach, np.maximum(centre, 1.0)))
+
+
+def json_number(value: npt.ArrayLike) -> float | None:
+    """Returns a number as JSON can hold it: None where it is undefined (NaN or infinite)."""
+    number = float(np.asarray(value))
+    return number if np.isfinite(number) else None

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .information import MIN_ROWS, Array
-from .intervals import bootstrap_rows, percentile_interval
+from .intervals import bootstrap_rows, json_number, percentile_interval
 
 __all__ = ["prediction_r2"]
 
@@ -64,14 +64,14 @@ def prediction_r2(
     return {
         "mean": {
             "value": float(values[defined].mean()) if defined.any() else None,
-            "low": _number(overall.low) if defined.any() else None,
-            "high": _number(overall.high) if defined.any() else None,
+            "low": json_number(overall.low) if defined.any() else None,
+            "high": json_number(overall.high) if defined.any() else None,
         },
         "attributes": {
             name: {
-                "value": _number(values[k]),
-                "low": _number(each.low[k]),
-                "high": _number(each.high[k]),
+                "value": json_number(values[k]),
+                "low": json_number(each.low[k]),
+                "high": json_number(each.high[k]),
                 "rows": int(np.isfinite(y[:, k]).sum()),
             }
             for k, name in enumerate(labels)
@@ -90,8 +90,3 @@ def _r2(predicted: Array, attributes: Array) -> Array:
     ratio = np.sum(error**2, axis=0) / rows / np.where(defined, spread, 1.0) ** 2
     result: Array = np.where(defined, 1 - ratio, np.nan)
     return result
-
-
-def _number(value: npt.ArrayLike) -> float | None:
-    number = float(np.asarray(value))
-    return None if np.isnan(number) else number

@@ -34,6 +34,7 @@ from .intervals import (
     bootstrap_rows,
     half_sample_interval,
     half_sample_rows,
+    json_number,
     percentile_interval,
     rows_by_patient,
 )
@@ -120,6 +121,10 @@ def disentanglement_report(
         ValueError: If shapes disagree, codes are not finite, or every attribute has too few rows.
     """
     cohort, kept, excluded = _usable(codes, attributes, names, discrete, patients)
+    if axes is not None and len(axes) != len(names):
+        raise ValueError(
+            f"axes has {len(axes)} entries, expected one for each of {len(names)} names."
+        )
     tied = None if axes is None else np.asarray(axes)[kept]
     n_patients = len(rows_by_patient(cohort.patients, len(cohort.codes)))
     with tqdm(
@@ -322,15 +327,10 @@ def _entries(
 def _entry(value: Array, low: Array, high: Array, chance: Array, ceiling: Array) -> dict[str, Any]:
     known = chance[~np.isnan(chance)]
     return {
-        "value": _number(value),
-        "low": _number(low),
-        "high": _number(high),
-        "chance": _number(known.mean()) if known.size else None,
-        "chance_p95": _number(np.quantile(known, 0.95)) if known.size else None,
-        "ceiling": _number(ceiling),
+        "value": json_number(value),
+        "low": json_number(low),
+        "high": json_number(high),
+        "chance": json_number(known.mean()) if known.size else None,
+        "chance_p95": json_number(np.quantile(known, 0.95)) if known.size else None,
+        "ceiling": json_number(ceiling),
     }
-
-
-def _number(value: npt.ArrayLike) -> float | None:
-    number = float(np.asarray(value))
-    return number if np.isfinite(number) else None

@@ -22,7 +22,7 @@ from medvae.metrics import (
     prediction_r2,
     psnr,
     raw_attribute_classifier,
-    rbf_mmd_report,
+    rbf_mmd_chance,
     ssim,
 )
 from medvae.networks import AttriVAE
@@ -219,7 +219,7 @@ class Evaluation:
         result["psnr_db"]["chance"] = float(psnr(np.ascontiguousarray(blank), images).mean())
         result["ssim"]["chance"] = float(ssim(np.ascontiguousarray(blank), images).mean())
         flat = images.reshape(len(images), -1)
-        result["rbf_mmd"] = rbf_mmd_report(
+        result["rbf_mmd"] = rbf_mmd_chance(
             reconstructions.reshape(len(images), -1),
             flat,
             n_permutations=self.n_permutations,
@@ -233,7 +233,7 @@ class Evaluation:
         scaled = self.cohort.scaler.transform(self._attributes)
         train, test = self._rows("train") & (label >= 0), rows & (label >= 0)
         reference = raw_attribute_classifier(
-            scaled[train], label[train], scaled[test], seed=self.seed
+            scaled[train], label[train], scaled[test], self._patients()[train], self.seed
         )
         return classification_report(
             predictions.probabilities[test],

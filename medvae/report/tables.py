@@ -77,9 +77,14 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
 
 
 def _classification(report: Mapping[str, Any]) -> str:
+    reference = report.get("reference", {})
     rows = [
-        [name, _with_interval(report[key]), number(report[key].get("chance")),
-         _with_interval(report[key].get("reference", {}))]
+        [
+            name,
+            _with_interval(report[key]),
+            number(report[key].get("chance")),
+            _with_interval(reference.get(key, {})),
+        ]
         for name, key in (("AUC", "auc"), ("accuracy", "accuracy"))
     ]
     header = ["classification", "head (95 %)", "chance", "classifier on the raw attributes"]

@@ -75,5 +75,6 @@ def _tensor(volume: Volume, path: object) -> MetaTensor:
         "original_affine": affine.clone(),
         "spatial_shape": np.array(voxels.shape[1:]),
         "space": "RAS",
+        "original_channel_dim": float("nan") if len(voxels) == 1 else -1,  # for SaveImaged
     }
     return MetaTensor(voxels, affine=affine, meta=meta)

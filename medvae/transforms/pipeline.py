@@ -45,8 +45,9 @@ def preprocessing(
     resample, centre, pad and crop by one interpolation. Nothing is stretched: an object twice as
     large in the body is twice as large in the grid.
 
-    All steps are deterministic, so ``CacheDataset`` keeps their result. It does not look into a
-    Compose within a Compose: append augmentations to ``.transforms`` of the result.
+    All steps are deterministic, so ``CacheDataset`` keeps their result. It takes a Compose within
+    a Compose for random and then caches nothing: in a bundle, write the training transform as
+    ``$monai.transforms.Compose([*@preprocessing.transforms, *@augmentation])``.
     ``Invertd`` with this Compose brings predictions back to the subject's grid; intensities stay
     as they are.
 

@@ -134,7 +134,7 @@ def published_loss(
     delta: float = 100.0,
     l1: float = 5e-5,
 ) -> Tensor:
-    """Reconstruction + beta KL + class + gamma attribute loss + L1 penalty, the authors' weights."""
+    """Sum of reconstruction, KL, class, attribute and L1 terms, by default with their weights."""
     reconstruction = F.mse_loss(output.reconstruction, image, reduction="sum") / len(image)
     posterior = torch.distributions.Normal(output.mean, output.log_std.exp())
     prior = torch.distributions.Normal(torch.zeros_like(output.mean), torch.ones_like(output.mean))
