@@ -105,8 +105,11 @@ class TrainingStep:
         self.max_grad_norm = max_grad_norm
         self.autocast = autocast
 
-    def __call__(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, engine: Any, batchdata: Mapping[str, Any]) -> list[dict[str, Tensor]]:
         """Update the network once; return the terms of the loss, detached.
+
+        Returns:
+            A list of one dictionary: what MONAI's handlers expect of decollated output.
 
         Raises:
             FloatingPointError: where a term is not finite.
@@ -124,7 +127,7 @@ class TrainingStep:
         if self.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_grad_norm)
         engine.optimizer.step()
-        return {name: value.detach() for name, value in terms.items()}
+        return [{name: value.detach() for name, value in terms.items()}]
 
     @staticmethod
     def _check(terms: Mapping[str, Tensor], engine: Any) -> None:
@@ -179,6 +182,11 @@ class InterpretabilityMetric(EpochMetric):
     def _compute(self, codes: Tensor, attributes: Tensor) -> float:
         axes = list(range(attributes.shape[1])) if self.tied else None
         values = interpretability(codes.cpu().numpy(), attributes.cpu().numpy(), axes)
+        if np.isnan(values).all():
+            raise ValueError(
+                f"no attribute is known often enough among the {len(codes)} validation rows to "
+                "select a model by; enlarge the validation share in `fractions`"
+            )
         return float(np.nanmean(values))
 
 
@@ -277,7 +285,7 @@ class History:
 
     def _add(self, engine: Engine) -> None:
         self._count += 1
-        for name, value in engine.state.output.items():
+        for name, value in engine.state.output[0].items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
 
     def _write(self, engine: Engine) -> None:
@@ -325,7 +333,7 @@ class ProgressBar:
     def _update(self, engine: Engine) -> None:
         if self._bar is None:
             return
-        shown: dict[str, str] = {"loss": f"{float(engine.state.output['loss']):.4g}"}
+        shown: dict[str, str] = {"loss": f"{float(engine.state.output[0]['loss']):.4g}"}
         if self.evaluator is not None and self.evaluator.state.best_metric_epoch > 0:
             name = self.evaluator.state.key_metric_name
             shown[f"best {name}"] = f"{self.evaluator.state.best_metric:.3f}"

@@ -295,6 +295,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "axes": ({"spatial_dims": 2, "attributes": []}, ["(8, 7, 6)", "1 channel in 2D"]),
     "mask label": ({"mask_labels": {"a": "x"}, "attributes": ["a_sphericity"]}, ["'a'", "'x'"]),
     "absent label": ({"mask_labels": {"a": 7}, "attributes": ["a_sphericity"]}, ["a_sphericity"]),
+    "head": ({"num_classes": 3}, ["'ill'", "[0, 1]", "num_classes is 3", "expected num_classes 1"]),
     "state": ({"state": "nowhere.json"}, ["nowhere.json"]),
 }
 

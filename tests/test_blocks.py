@@ -140,6 +140,19 @@ def test_batch_norm_takes_over_torchs_arguments_and_state(shape, layout, momentu
         torch.testing.assert_close(ours(channels_last(x)), theirs(x), rtol=1e-5, atol=1e-6)
 
 
+def test_batch_norm_stops_tracking_when_told_to():
+    torch.manual_seed(12)
+    ours, theirs = BatchNorm(3), nn.BatchNorm2d(3)
+    for layer in (ours, theirs):
+        layer.track_running_stats = False
+    x = torch.randn(2, 3, 4, 5)
+    torch.testing.assert_close(ours(channels_last(x)), theirs(x), rtol=1e-5, atol=1e-6)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_batch_norm_keeps_statistics_in_single_precision_for_half_precision_input(dtype):
     torch.manual_seed(4)

@@ -188,9 +188,9 @@ def test_peer_handles_missing_cells_and_classes_and_leaves_the_table():
 def test_peer_uses_that_a_cell_is_missing():
     rng = np.random.default_rng(0)
     y = np.arange(100) % 2
-    x = rng.normal(size=(100, 2))
+    x = np.ones((100, 2))  # filled in, a missing cell looks like any other
     x[(y == 1) & (rng.random(100) < 0.8), 0] = np.nan
-    assert roc_auc(raw_attribute_classifier(x[:60], y[:60], x[60:]), y[60:]) > 0.75
+    assert roc_auc(raw_attribute_classifier(x[:60], y[:60], x[60:]), y[60:]) > 0.7
 
 
 def test_peer_copes_with_a_class_of_one_patient_and_refuses_one_class():

@@ -217,25 +217,27 @@ def test_report_of_noise_is_at_chance():
     assert report["axes"] == "most informative"
 
 
-def test_more_rows_per_patient_do_not_narrow_the_interval():
-    # almost the same rows four times over: as patients they carry little more information than once
+def test_report_intervals_are_by_patients():
     rng = np.random.default_rng(3)
-    patients = np.tile(np.arange(30), 4)
-    attributes = rng.normal(size=(30, 1))
-    codes = (attributes + 0.5 * rng.normal(size=(30, 2)))[patients] + 0.1 * rng.normal(
-        size=(120, 2)
+    patients = np.tile(np.arange(30), 3)
+    attributes = rng.normal(size=(90, 1))
+    codes = attributes + 0.5 * rng.normal(size=(90, 2))  # two axes: the other one is never in doubt
+    report = disentanglement_report(
+        codes, attributes, ["a"], [0], patients=patients, n_permutations=0, n_resamples=12, seed=5
     )
-    attributes = attributes[patients] + 0.1 * rng.normal(size=(120, 1))
-    by_patients, by_rows = (
-        disentanglement_report(codes, attributes, ["a"], [0], None, p, 0, 60)["scores"]
-        for p in (patients, None)
-    )
-    for score in ("interpretability", "dci_informativeness"):
-        wide, narrow = (
-            scores[score]["mean"]["high"] - scores[score]["mean"]["low"]
-            for scores in (by_patients, by_rows)
-        )
-        assert wide > 1.4 * narrow
+    boots = bootstrap_rows(patients, 90, 12, seed=5)
+    halves = half_sample_rows(patients, 90, 12, seed=5)
+    expected = {
+        "sap": percentile_interval([sap(codes[r], attributes[r], axes=[0]) for r in boots]),
+        "mig": half_sample_interval(
+            mig(codes, attributes, axes=[0]),
+            [mig(codes[r], attributes[r], axes=[0]) for r in halves],
+            n_patients=30,
+        ),
+    }
+    for score, (low, high) in expected.items():
+        numbers = report["scores"][score]["attributes"]["a"]
+        assert (numbers["low"], numbers["high"]) == pytest.approx((low[0], high[0]))
 
 
 def test_report_names_bad_input():

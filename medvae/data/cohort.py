@@ -168,8 +168,8 @@ class Cohort:
         expected = CohortState(AttributeScaler(()), self.classes).num_classes
         if num_classes is not None and num_classes != expected:
             raise CohortError(
-                f"The label column '{label}' holds the classes {list(self.classes)} and num_classes "
-                f"is {num_classes}; expected num_classes {expected}."
+                f"The label column '{label}' holds the classes {list(self.classes)} and "
+                f"num_classes is {num_classes}; expected num_classes {expected}."
             )
         # Everything that needs no file is refused before the first is read.
         self._fitted(table, columns, [name for name in log if name not in measured])

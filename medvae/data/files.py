@@ -203,7 +203,6 @@ def _read_other(path: str | Path) -> tuple[NDArray[np.generic], NDArray[np.float
     picture = str(path).lower().endswith(PICTURES)
     reader = PILReader() if picture else ITKReader()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "builtin type .* has no __module__", DeprecationWarning)
         warnings.filterwarnings("error", ".*more than one DICOM series")
         voxels, meta = reader.get_data(reader.read(path))
     small = np.asarray(meta.get("affine", np.eye(3)), dtype=np.float64)  # pictures have none

@@ -88,8 +88,9 @@ class AttributeScaler:
         Args:
             values: ``(..., K)``, standardised.
         """
+        values = _floating_copy(values)
         mean, sd = self._moments(values)
-        values = _floating_copy(values) * sd + mean
+        values = values * sd + mean
         if self._logged:
             exp = torch.exp if isinstance(values, torch.Tensor) else np.exp
             values[..., self._logged] = exp(values[..., self._logged])
@@ -129,10 +130,9 @@ class AttributeScaler:
         if np.isnan(self.mean).any():
             raise RuntimeError(f"The scaler of {list(self.names)} was not fitted; call fit first.")
         if isinstance(values, torch.Tensor):
-            dtype = values.dtype if values.is_floating_point() else torch.get_default_dtype()
-            mean = torch.as_tensor(self.mean, dtype=dtype, device=values.device)
-            return mean, torch.as_tensor(self.sd, dtype=dtype, device=values.device)
-        return self.mean, self.sd
+            mean = torch.as_tensor(self.mean, dtype=values.dtype, device=values.device)
+            return mean, torch.as_tensor(self.sd, dtype=values.dtype, device=values.device)
+        return self.mean.astype(values.dtype), self.sd.astype(values.dtype)
 
 
 def _floating_copy(values: Values) -> Values:

@@ -146,7 +146,7 @@ def _deal(strata: Sequence[Hashable], shares: np.ndarray) -> list[int]:
             split = 0  # a class that training has not seen could not be predicted
         else:
             short = (shares * (i + 1) - whole) + (shares * (part.sum() + 1) - part)
-            split = int(np.argmax(np.where(shares > 0, short, -np.inf)))
+            split = int(np.argmax(short))
         whole[split] += 1
         part[split] += 1
         assigned.append(split)

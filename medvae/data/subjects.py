@@ -62,7 +62,6 @@ def read_table(csv: str | Path, **kwargs: Any) -> pd.DataFrame:
         table = pd.read_csv(
             csv,
             sep=separator,
-            encoding="utf-8-sig",
             skipinitialspace=True,
             keep_default_na=False,
             na_values=options.pop("na_values", MISSING),

@@ -8,8 +8,9 @@ from math import prod
 from typing import NamedTuple
 
 import torch
-from monai.networks.blocks import Convolution
 from torch import Tensor, nn
+
+from medvae.networks.blocks import ConvBlock, init_xavier_uniform
 
 
 class AttriVAEOutput(NamedTuple):
@@ -86,12 +87,14 @@ class AttriVAE(nn.Module):
         grid = [n // prod(s[axis] for s in steps) for axis, n in enumerate(self.image_size)]
         self.bottleneck_shape = (channels[-1], *grid)
         flat = prod(self.bottleneck_shape)
-        layer = {"spatial_dims": spatial_dims, "norm": norm, "act": act, "adn_ordering": "NA"}
+        layer = {"norm": norm, "act": act}
 
         widths = [in_channels, *channels]
         self.encoder = nn.Sequential(
-            *(Convolution(in_channels=i, out_channels=o, strides=s, **layer)
-              for (i, o), s in zip(pairwise(widths), steps, strict=True))
+            *(
+                ConvBlock(spatial_dims, i, o, s, **layer)
+                for (i, o), s in zip(pairwise(widths), steps, strict=True)
+            )
         )
         self.dropout = nn.Dropout(dropout)
         self.hidden = _mlp([flat, *hidden_channels], norm=False)
@@ -113,13 +116,13 @@ class AttriVAE(nn.Module):
         widths = [channels[-1], *decoder_channels]
         ups = [*steps[::-1], _per_axis(1, spatial_dims)]
         self.decoder = nn.Sequential(
-            *(Convolution(in_channels=i, out_channels=o, strides=s,
-                          is_transposed=max(s) > 1, **layer)
-              for (i, o), s in zip(pairwise(widths), ups, strict=True)),
-            Convolution(spatial_dims, widths[-1], in_channels, conv_only=True),
-            nn.Sigmoid(),
+            *(
+                ConvBlock(spatial_dims, i, o, s, resample="up" if max(s) > 1 else "down", **layer)
+                for (i, o), s in zip(pairwise(widths), ups, strict=True)
+            ),
+            ConvBlock(spatial_dims, widths[-1], in_channels, norm=None, act="SIGMOID"),
         )
-        self.apply(_initialise)
+        self.apply(init_xavier_uniform)
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of the posterior, each (B, D), for images (B, C, *S)."""
@@ -171,17 +174,6 @@ def _mlp(widths: Sequence[int], norm: bool) -> nn.Sequential:
     for i, o in pairwise(widths):
         layers += [nn.Linear(i, o), *([nn.BatchNorm1d(o)] if norm else []), nn.ReLU()]
     return nn.Sequential(*layers)
-
-
-def _initialise(module: nn.Module) -> None:
-    """Xavier-uniform weights; bias 0.01 for convolutions, 0 for linear layers, as published."""
-    if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.constant_(module.bias, 0.01)
-    elif isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
 
 
 def _check_arguments(

@@ -211,12 +211,12 @@ class _ChannelsLastBatchNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         channels, count = x.shape[1], x.numel() // x.shape[1]
-        y = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
-        rows = _as_rows(y)
+        y, rows, out = _result_and_rows(x)
         mean = _total(rows.sum(0), channels) / count
-        rows.sub_(_as_row(mean, rows))
-        var = _total(_sum_of_products(rows, rows), channels) / count
-        rows.mul_(_as_row(weight / torch.sqrt(var + eps), rows)).add_(_as_row(bias, rows))
+        torch.sub(rows, _as_row(mean, out), out=out)
+        var = _total(_sums_of_products(out, out), channels) / count
+        scale = weight / torch.sqrt(var + eps)
+        torch.addcmul(_as_row(bias, out), out, _as_row(scale, out), out=out)
         ctx.save_for_backward(x, weight, mean, var)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, var)
@@ -227,21 +227,19 @@ class _ChannelsLastBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var = ctx.saved_tensors
         channels, count = x.shape[1], x.numel() // x.shape[1]
-        grad_x = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
-        rows = _as_rows(grad_x)
-        grad_y = grad_y.to(grad_x.dtype, memory_format=_channels_last(x))
-        grad_rows = _as_rows(grad_y)
+        grad_x, rows, out = _result_and_rows(x)
+        grad_rows = _as_rows(grad_y.to(out.dtype, memory_format=_channels_last(x)))
 
-        rows.sub_(_as_row(mean, rows))
+        torch.sub(rows, _as_row(mean, out), out=out)
         inverse_std = torch.rsqrt(var + ctx.eps)
         grad_bias = _total(grad_rows.sum(0), channels)
-        grad_weight = _total(_sum_of_products(rows, grad_rows), channels) * inverse_std
+        grad_weight = _total(_sums_of_products(out, grad_rows), channels) * inverse_std
 
         # With x^ the normalised x: weight / std * (grad - mean(grad) - x^ mean(grad x^)).
         scale = weight * inverse_std
-        rows.mul_(_as_row(-scale * inverse_std * grad_weight / count, rows))
-        rows.add_(_as_row(-scale * grad_bias / count, rows))
-        rows.addcmul_(grad_rows, _as_row(scale, rows))
+        slope, shift = -scale * inverse_std * grad_weight / count, -scale * grad_bias / count
+        torch.addcmul(_as_row(shift, out), out, _as_row(slope, out), out=out)
+        out.addcmul_(grad_rows, _as_row(scale, out))
         return grad_x.to(x.dtype), grad_weight.to(weight), grad_bias.to(weight), None
 
 
@@ -263,12 +261,22 @@ def _as_rows(x: Tensor) -> Tensor:
     return x.movedim(1, -1).view(-1, lanes * channels)
 
 
+def _result_and_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return memory for a result like `x`, and the rows of `x` and of the result.
+
+    Of at least single precision; the rows of a half-precision `x` are converted in the result's.
+    """
+    result = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    rows, out = _as_rows(x), _as_rows(result)
+    return result, rows if rows.dtype == out.dtype else out.copy_(rows), out
+
+
 def _as_row(values: Tensor, rows: Tensor) -> Tensor:
     """Repeat `values` per channel (C,) to the width and type of `rows`."""
     return values.to(rows.dtype).repeat(rows.shape[1] // len(values))
 
 
-def _sum_of_products(rows: Tensor, others: Tensor) -> Tensor:
+def _sums_of_products(rows: Tensor, others: Tensor) -> Tensor:
     """Return the column sums of `rows * others`, one for each tile."""
     size = max(1, _TILE_ELEMENTS // rows.shape[1])
     tiles = zip(rows.split(size), others.split(size), strict=True)

@@ -157,7 +157,7 @@ def distance_from_float64(
 def bench_gradient(batch_size: int, seeds: int) -> None:
     """Print how far the gradients are from float64, without dropout and with fixed noise."""
     print(f"\ndistance of the gradient from float64, batch {batch_size}, the same weights in both")
-    ratios = []
+    distances = []
     for seed in range(seeds):
         torch.manual_seed(seed)
         batch, noise = make_batch(batch_size), torch.randn(batch_size, 64)
@@ -170,12 +170,14 @@ def bench_gradient(batch_size: int, seeds: int) -> None:
         half = gradient(ours, our_objective(torch.bfloat16), batch, noise)
         single = gradient(ours, our_objective(), batch, noise)
         cosine = float(nn.functional.cosine_similarity(half, single, dim=0))
-        ratios.append(mine / theirs)
+        distances.append((theirs, mine))
         print(
-            f"seed {seed}: published {theirs:.1e}, medvae {mine:.1e}, ratio {ratios[-1]:.2f}; "
+            f"seed {seed}: published {theirs:.1e}, medvae {mine:.1e}; "
             f"cosine of the bf16 gradient with float32's {cosine:.4f}"
         )
-    print(f"median ratio {np.median(ratios):.2f}   goal <= 1.2")
+    theirs, mine = np.median(distances, 0)
+    print(f"median: published {theirs:.1e}, medvae {mine:.1e}, ratio {mine / theirs:.2f}")
+    print("goal: ratio <= 1.2; single seeds vary, by units that change sides of a ReLU's kink")
 
 
 def bench_batch_norm(batch_size: int) -> None:
@@ -202,20 +204,19 @@ def bench_batch_norm(batch_size: int) -> None:
 
 def bench_inference(rounds: int) -> None:
     published, ours = PublishedAttriVAE().eval(), our_network().eval()
-    with torch.no_grad():
-        for size, bars in ((1, {"encode, medvae": 2.0}), (8, {"encode, medvae": 1.5})):
-            image, _, _ = make_batch(size)
-            z = torch.randn(size, 64)
-            encode = {
-                "encode, published": lambda image=image: published.encode(image),
-                "encode, medvae": lambda image=image: ours.encode(image),
-            }
-            decode = {
-                "decode, published": lambda z=z: published.decode(z),
-                "decode, medvae": lambda z=z: ours.decode(z),
-            }
-            print_ratios(f"inference, batch {size}", cpu_seconds(encode, rounds), bars)
-            print_ratios(f"inference, batch {size}", cpu_seconds(decode, rounds), {})
+    one, eight = make_batch(1)[0], make_batch(8)[0]
+    cases = {
+        "codes of one volume": (lambda network: network.encode(one), 2.0),
+        "whole network on one volume": (lambda network: network(one), 1.0),
+        "whole network on eight volumes": (lambda network: network(eight), 1.5),
+    }
+    for title, (run, bar) in cases.items():
+        variants = {
+            "published": lambda run=run: run(published),
+            "medvae": lambda run=run: run(ours),
+        }
+        with torch.no_grad():
+            print_ratios(f"inference: {title}", cpu_seconds(variants, rounds), {"medvae": bar})
 
 
 def bench_attribute_loss(batch_size: int, rounds: int) -> None:
@@ -238,7 +239,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--gradient-batch-size", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=3, help="for the gradients")
+    parser.add_argument("--seeds", type=int, default=5, help="of the gradients; 0 skips them")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -246,7 +247,8 @@ def main() -> None:
     allocator = {k: v for k, v in os.environ.items() if "MALLOC" in k or k.startswith("THP_")}
     print(f"torch {torch.__version__}, 1 thread, allocator settings: {allocator or 'default'}")
     bench_step(arguments.batch_size, arguments.rounds)
-    bench_gradient(arguments.gradient_batch_size, arguments.seeds)
+    if arguments.seeds > 0:
+        bench_gradient(arguments.gradient_batch_size, arguments.seeds)
     bench_batch_norm(arguments.batch_size)
     bench_inference(arguments.rounds)
     bench_attribute_loss(16, 4 * arguments.rounds)

@@ -1,0 +1,373 @@
+"""The bundle, end to end on a tiny phantom cohort, in 2D and 3D, as a user runs it."""
+
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from monai.bundle import (
+    ConfigParser,
+    ConfigWorkflow,
+    ckpt_export,
+    onnx_export,
+    verify_metadata,
+    verify_net_in_out,
+)
+from monai.data import load_net_with_metadata
+
+from medvae.data import CohortState, phantoms
+from medvae.explain import Readout
+from medvae.networks import AttriVAEReconstruction
+
+REPOSITORY = Path(__file__).parents[1]
+BUNDLE = REPOSITORY / "bundles" / "attri_vae"
+CONFIGS = BUNDLE / "configs"
+DATASETS = sorted((REPOSITORY / "configs" / "datasets").glob("*.yaml"))
+SUBJECTS = 40
+ATTRIBUTES = {
+    2: ["lv_pixel_area_mm2", "myocardium_pixel_area_mm2"],
+    3: ["lv_voxel_volume_ml", "myocardium_wall_thickness_mm"],
+}
+pytestmark = [
+    # MONAI says so at every run of every bundle (GHSA-873f-pvrv-4x83)
+    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
+    # verify_metadata, of the schema that it cannot download here
+    pytest.mark.filterwarnings("ignore:No hash value provided:UserWarning"),
+    # torch within its own ONNX export
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated"),
+    # mlflow's use of SQLAlchemy
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
+]
+
+
+def tiny(root, spatial_dims=3, **overrides):
+    """Overrides that make a run of seconds."""
+    return {
+        "bundle_root": str(root),
+        "subjects": str(root / "data" / "subjects.csv"),
+        "attributes": ATTRIBUTES[spatial_dims],
+        "spatial_dims": spatial_dims,
+        "spacing_mm": 6.0,
+        "image_size": [16] * spatial_dims,
+        "latent_dim": 6,
+        "channels": [4, 8],
+        "strides": [2, 2],
+        "decoder_channels": [8, 4, 4],
+        "hidden_channels": [16],
+        "norm": "BATCH",
+        **overrides,
+    }
+
+
+def training(root, spatial_dims=3, **overrides):
+    quick = {"max_epochs": 2, "batch_size": 4, "n_permutations": 2, "n_resamples": 4}
+    return tiny(root, spatial_dims, **quick, **overrides)
+
+
+def workflow(configs, overrides, workflow_type="train", **kwargs):
+    return ConfigWorkflow(
+        config_file=[str(c) for c in configs],
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=str(CONFIGS / "logging.conf"),
+        workflow_type=workflow_type,
+        **overrides,
+        **kwargs,
+    )
+
+
+def run(configs, overrides, workflow_type="train", **kwargs):
+    flow = workflow(configs, overrides, workflow_type, **kwargs)
+    flow.initialize()
+    flow.run()
+    flow.finalize()
+    return flow
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def trained(request, tmp_path_factory):
+    """A trained bundle root and its number of spatial dimensions."""
+    root = tmp_path_factory.mktemp(f"bundle{request.param}d")
+    phantoms(root / "data", SUBJECTS, spatial_dims=request.param)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "parsing config_file", UserWarning)
+        run([CONFIGS / "train.yaml"], training(root, request.param))
+    return root, request.param
+
+
+def test_training_leaves_model_metrics_and_plots(trained):
+    root, spatial_dims = trained
+    metrics = json.loads((root / "eval" / "metrics.json").read_text())
+    assert metrics["attributes"] == ATTRIBUTES[spatial_dims]
+    assert sum(metrics["subjects"].values()) == SUBJECTS
+    scores = metrics["disentanglement"]["scores"]
+    for score in ("interpretability", "scc", "mig", "sap"):
+        assert {"value", "chance", "low", "high"} <= scores[score]["mean"].keys()
+    assert {"psnr_db", "ssim", "rbf_mmd"} <= metrics["reconstruction"].keys()
+    assert metrics["classification"]["reference"]["auc"]["value"] is not None
+    for plot in ("curves.png", "codes.png", "reconstructions.png"):
+        assert (root / "eval" / plot).stat().st_size > 5000
+    history = pd.read_csv(root / "eval" / "history.csv")
+    assert list(history["epoch"]) == [1, 2]
+    parts = history[["reconstruction", "kl", "attribute", "leakage", "classification"]].sum(axis=1)
+    np.testing.assert_allclose(parts, history["loss"], rtol=1e-4)
+    table = (root / "eval" / "metrics.md").read_text()
+    assert "interpretability" in table
+    assert "PSNR" in table
+
+
+def test_what_lies_beside_the_model(trained):
+    root, spatial_dims = trained
+    state = CohortState.load(root / "models" / "cohort.json")
+    assert list(state.attributes) == ATTRIBUTES[spatial_dims]
+    assert set(state.splits.values()) == {"train", "val", "test"}
+    assert Readout.load(root / "models" / "readout.json").axes == (0, 1)
+    weights = torch.load(root / "models" / "model.pt", weights_only=True)
+    network = AttriVAEReconstruction(
+        spatial_dims,
+        image_size=(16,) * spatial_dims,
+        latent_dim=6,
+        channels=(4, 8),
+        strides=(2, 2),
+        decoder_channels=(8, 4, 4),
+        hidden_channels=(16,),
+    )
+    network.load_state_dict(weights)
+
+
+def test_a_finished_run_is_not_overwritten(trained):
+    root, spatial_dims = trained
+    before = (root / "models" / "model.pt").read_bytes()
+    with pytest.raises(SystemExit, match="already there"):
+        run([CONFIGS / "train.yaml"], training(root, spatial_dims))
+    assert (root / "models" / "model.pt").read_bytes() == before
+
+
+def test_evaluation_again_gives_the_same_numbers(trained):
+    root, spatial_dims = trained
+    metrics = (root / "eval" / "metrics.json").read_text()
+    run([CONFIGS / "train.yaml", CONFIGS / "evaluate.yaml"], training(root, spatial_dims))
+    assert (root / "eval" / "metrics.json").read_text() == metrics
+
+
+def test_inference_writes_codes_and_reconstructions_on_the_subjects_grid(trained):
+    root, spatial_dims = trained
+    flow = workflow([CONFIGS / "inference.yaml"], tiny(root, spatial_dims), "infer")
+    flow.initialize()
+    assert flow.check_properties() == []
+    flow.run()
+    folder = root / "eval" / "inference"
+    found = pd.read_csv(folder / "predictions.csv")
+    expected = pd.read_csv(root / "eval" / "predictions.csv")
+    assert list(found["id"]) == list(expected["id"])
+    columns = [c for c in expected if c not in ("id", "split")]
+    assert set(columns) <= set(found)
+    np.testing.assert_allclose(found[columns], expected[columns], rtol=2e-3, atol=1e-4)
+    probabilities = found[[c for c in found if c.startswith("probability_")]]
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    for name in found["id"][:3]:
+        (written,) = folder.rglob(f"{name}_reconstruction.nii.gz")
+        image = nib.load(root / "data" / "images" / f"{name}.nii.gz")
+        result = nib.load(written)
+        assert result.shape == image.shape
+        np.testing.assert_allclose(result.affine, image.affine, atol=1e-3)
+        values = np.asarray(result.dataobj)
+        assert np.isfinite(values).all()
+        assert values.std() > 0
+
+
+@pytest.fixture(scope="module")
+def root3d(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bundle")
+    phantoms(root / "data", SUBJECTS)
+    return root
+
+
+def test_training_properties(root3d, tmp_path):
+    flow = workflow([CONFIGS / "train.yaml"], training(root3d, ckpt_dir=str(tmp_path)))
+    flow.initialize()
+    assert flow.check_properties() == []
+
+
+def test_same_seed_same_bits(root3d, tmp_path):
+    histories = []
+    for name in ("one", "two"):
+        folders = {"ckpt_dir": str(tmp_path / name), "output_dir": str(tmp_path / name)}
+        run([CONFIGS / "train.yaml"], training(root3d, **folders))
+        histories.append((tmp_path / name / "history.csv").read_text())
+    assert histories[0] == histories[1]
+
+
+def test_half_precision_and_mlflow(root3d, tmp_path):
+    folders = {"ckpt_dir": str(tmp_path), "output_dir": str(tmp_path)}
+    precision = {"autocast": "$torch.bfloat16", "max_epochs": 1}
+    overrides = training(root3d, **folders) | precision
+    run([CONFIGS / "train.yaml"], overrides, tracking="mlflow")
+    history = pd.read_csv(tmp_path / "history.csv")
+    assert np.isfinite(history["loss"]).all()
+    assert list(tmp_path.glob("mlruns*"))
+
+
+def test_command_line_from_another_folder(root3d, tmp_path):
+    """One run as users start it: a new process, another working directory, both ids known."""
+    overrides = training(root3d, ckpt_dir=str(tmp_path / "m"), output_dir=str(tmp_path / "e"))
+    arguments = [f"--{key}={value}" for key, value in (overrides | {"max_epochs": 1}).items()]
+    command = [sys.executable, "-m", "monai.bundle", "run", "training"]
+    files = ["train.yaml", "logging.conf", "metadata.json"]
+    for option, file in zip(("config_file", "logging_file", "meta_file"), files, strict=True):
+        arguments.append(f"--{option}={CONFIGS / file}")
+    result = subprocess.run(
+        [*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "training: 100%" in result.stderr
+    assert str(tmp_path / "e") in result.stdout.splitlines()[-1]
+    assert (tmp_path / "m" / "model.pt").exists()
+    config = yaml.safe_load((CONFIGS / "train.yaml").read_text())
+    assert config["training"] == "@run"
+
+
+def test_bad_input_is_one_sentence(root3d, tmp_path):
+    overrides = training(root3d, ckpt_dir=str(tmp_path / "m"), output_dir=str(tmp_path / "e"))
+    with pytest.raises(SystemExit, match="lv_voxel_volume"):
+        run([CONFIGS / "train.yaml"], overrides | {"attributes": ["lv_voxel_volume"]})
+    with pytest.raises(SystemExit, match="num_classes"):
+        run([CONFIGS / "train.yaml"], overrides | {"num_classes": 3})
+    assert not (tmp_path / "m").exists()
+    assert not (tmp_path / "e").exists()
+
+
+def test_metadata(tmp_path):
+    schema = tmp_path / "schema.json"
+    shutil.copy(REPOSITORY / "tests" / "schemas" / "bundle_metadata.json", schema)
+    verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(schema))
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(json.dumps(metadata | {"version": "x"}))
+    with pytest.raises(ValueError, match="does not match"):
+        verify_metadata(meta_file=str(wrong), filepath=str(schema))
+
+
+def test_network_in_out(tmp_path):
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.yaml"),
+    )
+
+
+def test_exports_give_equal_outputs(trained, tmp_path):
+    root, spatial_dims = trained
+    config = ConfigParser.load_config_files(str(CONFIGS / "inference.yaml"))
+    config = {**config, **tiny(root, spatial_dims)}
+    config["spacing_mm"] = [6.0] * spatial_dims
+    inference = tmp_path / "inference.yaml"
+    inference.write_text(yaml.safe_dump(config))
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    for side, name in (("inputs", "image"), ("outputs", "pred")):
+        metadata["network_data_format"][side][name]["spatial_shape"] = [16] * spatial_dims
+    meta = tmp_path / "metadata.json"
+    meta.write_text(json.dumps(metadata))
+    common = {
+        "net_id": "network_def",
+        "ckpt_file": str(root / "models" / "model.pt"),
+        "meta_file": str(meta),
+        "config_file": str(inference),
+    }
+    parser = ConfigParser(config)
+    parser.globals["medvae"] = __import__("medvae")
+    network = parser.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(common["ckpt_file"], weights_only=True))
+    network.eval()
+    image = torch.rand(1, 1, *(16,) * spatial_dims)
+    with torch.no_grad():
+        expected = network(image)
+        ckpt_export(filepath=str(tmp_path / "model.ts"), **common)
+        scripted, _, _ = load_net_with_metadata(str(tmp_path / "model.ts"))
+        torch.testing.assert_close(scripted(image), expected, atol=1e-6, rtol=1e-5)
+        program = torch.export.export(network, (image,))
+        torch.testing.assert_close(program.module()(image), expected, atol=1e-6, rtol=1e-5)
+    onnx_export(
+        filepath=str(tmp_path / "model.onnx"),
+        input_shape=[1, 1, *(16,) * spatial_dims],
+        use_trace=True,
+        **common,
+    )
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    (output,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    np.testing.assert_allclose(output, expected.numpy(), atol=1e-5)
+
+
+def test_train_and_inference_agree():
+    train, inference = (
+        yaml.safe_load((CONFIGS / f).read_text()) for f in ("train.yaml", "inference.yaml")
+    )
+    own = {"imports", "output_dir", "subjects", "batch_size", "cohort", "initialize", "run"}
+    for key in train.keys() & inference.keys() - own:
+        if key == "network_def":
+            target = train[key].pop("_target_"), inference[key].pop("_target_")
+            assert target == (
+                "medvae.networks.AttriVAE",
+                "medvae.networks.AttriVAEReconstruction",
+            )
+        assert train[key] == inference[key], key
+
+
+@pytest.mark.parametrize("path", DATASETS, ids=lambda p: p.stem)
+def test_overlays_only_set_keys_that_exist(path):
+    train = yaml.safe_load((CONFIGS / "train.yaml").read_text())
+    overlay = yaml.safe_load(path.read_text())
+    assert {key.split("::")[0] for key in overlay} <= train.keys()
+    if path.stem == "phantoms":
+        assert {key: train[key] for key in overlay} == overlay
+
+
+def _targets(node):
+    if isinstance(node, dict):
+        yield from ([node["_target_"]] if "_target_" in node else [])
+        node = list(node.values())
+    if isinstance(node, list):
+        for item in node:
+            yield from _targets(item)
+
+
+@pytest.mark.parametrize("name", ["train.yaml", "inference.yaml", "evaluate.yaml"])
+def test_targets_are_monai_torch_or_medvae(name):
+    for target in _targets(yaml.safe_load((CONFIGS / name).read_text())):
+        assert "." not in target or target.split(".")[0] in ("monai", "torch", "medvae")
+    assert not list(BUNDLE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("name", ["nodules", "acdc"])
+def test_overlays_run_on_the_real_cohorts(name, tmp_path):
+    data = REPOSITORY.parent / "shared" / "data" / name
+    if not data.exists():
+        pytest.skip(f"the cohort {name} is not beside the repository ({data})")
+    table = pd.read_csv(data / "subjects.csv")
+    patients = table["patient"].unique()[:: max(1, table["patient"].nunique() // 40)]
+    part = table[table["patient"].isin(patients)].copy()
+    for column in ("image", "mask"):
+        part[column] = [str(data / path) for path in part[column]]
+    part.to_csv(tmp_path / "subjects.csv", index=False)
+    overrides = {
+        "bundle_root": str(tmp_path),
+        "subjects": str(tmp_path / "subjects.csv"),
+        "max_epochs": 1,
+        "n_permutations": 2,
+        "n_resamples": 4,
+        "channels": [4, 8, 8, 8],
+        "decoder_channels": [8, 8, 8, 4, 4],
+        "norm": "BATCH",
+    }
+    overlay = REPOSITORY / "configs" / "datasets" / f"{name}.yaml"
+    run([CONFIGS / "train.yaml", overlay], overrides)
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert metrics["attributes"] == yaml.safe_load(overlay.read_text())["attributes"]
