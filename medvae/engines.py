@@ -43,7 +43,6 @@ class PrepareAttributes:
             has no attributes.
         label: whether the batch has class numbers under the key `label`.
         image_key: key of the image.
-        channels_last: memory format of the image; convolutions then run up to twice as fast.
     """
 
     def __init__(
@@ -51,12 +50,10 @@ class PrepareAttributes:
         scaler: AttributeScaler | None = None,
         label: bool = True,
         image_key: str = "image",
-        channels_last: bool = True,
     ) -> None:
         self.scaler = scaler
         self.label = label
         self.image_key = image_key
-        self.channels_last = channels_last
 
     def __call__(
         self,
@@ -72,19 +69,15 @@ class PrepareAttributes:
         """
         image = torch.as_tensor(batchdata[self.image_key]).as_subclass(Tensor)
         image = image.to(device, non_blocking=non_blocking, **kwargs)
-        if self.channels_last:
-            image = image.contiguous(memory_format=_channels_last(image.ndim))
         targets: dict[str, Tensor] = {}
         if self.scaler is not None and self.scaler.names:
-            columns = [torch.as_tensor(batchdata[n], dtype=torch.float32) for n in self.scaler.names]
+            columns = [
+                torch.as_tensor(batchdata[n], dtype=torch.float32) for n in self.scaler.names
+            ]
             targets["attributes"] = self.scaler.transform(torch.stack(columns, 1)).to(device)
         if self.label:
             targets["label"] = torch.as_tensor(batchdata["label"]).to(device)
         return image, targets
-
-
-def _channels_last(ndim: int) -> torch.memory_format:
-    return torch.channels_last if ndim == 4 else torch.channels_last_3d
 
 
 class TrainingStep:
@@ -144,7 +137,8 @@ class TrainingStep:
 class EvaluationStep:
     """One batch through a VAE in evaluation, for `SupervisedEvaluator(iteration_update=...)`.
 
-    Returns `pred` (the reconstruction), `logits`, `mean`, `log_var` and the targets of the batch. Codes are posterior means, so the same input gives the same output.
+    Returns `pred` (the reconstruction), `logits`, `mean`, `log_var` and the targets of the batch.
+    Codes are posterior means, so the same input gives the same output.
     """
 
     def __call__(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:

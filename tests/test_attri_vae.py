@@ -93,9 +93,7 @@ def test_initialisation():
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_reconstruction_wrapper_shares_weights_and_exports(spatial_dims, tmp_path):
     network = small(spatial_dims).eval()
-    wrapper = AttriVAEReconstruction(
-        spatial_dims, image_size=(16,) * spatial_dims, **SMALL
-    ).eval()
+    wrapper = AttriVAEReconstruction(spatial_dims, image_size=(16,) * spatial_dims, **SMALL).eval()
     wrapper.load_state_dict(network.state_dict())
     image = torch.rand(2, 1, *network.image_size)
     with torch.no_grad():

@@ -30,7 +30,7 @@ from medvae.data.phantom_shape import (
     shape_of,
     true_attributes,
 )
-from medvae.data.subjects import read_table
+from medvae.data.subjects import load_subjects
 
 __all__ = [
     "PhantomFactors",
@@ -62,8 +62,8 @@ def sample_factors(
     wall thickness (-0.55, so that the myocardium's size follows neither closely), ejection fraction
     (-0.4), the right ventricle's size (0.4) and male sex (0.25); wall thickness with length ratio
     (-0.4) and age (0.4). The log odds of the diagnosis are
-    ``2.8 wall_thickness - 1.4 ejection_fraction``: no classifier exceeds an AUC of 0.913, and none
-    that sees end-diastole only, where the ejection fraction does not show, 0.863.
+    ``2.8 wall_thickness - 1.4 ejection_fraction``: without confounding no classifier exceeds an AUC
+    of 0.913, and none that sees end-diastole only, where the ejection fraction is hidden, 0.863.
 
     Args:
         n: Number of rows.
@@ -111,7 +111,7 @@ def phantoms(
         progress: Whether to show a bar.
 
     Returns:
-        The table as read from ``subjects.csv``, paths relative to it: id, patient, files, age, sex,
+        The table as `load_subjects` reads it from ``subjects.csv``: id, patient, files, age, sex,
         scanner, diagnosis; what a report would state (three sizes, wall thickness, ejection
         fraction), the last three with about 5 % of empty cells; and the complete truth, a column
         `true_NAME` for every name of `true_attributes`.
@@ -140,7 +140,7 @@ def phantoms(
             files = _write_phases(folder, f"phantom{index:04d}", factors, end_systole)
             rows.append(files | _cells(factors, np.random.default_rng([seed, index, 2])))
         write_text(csv, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
-    return read_table(csv)
+    return load_subjects(csv)
 
 
 def _mix(correlation: float, z: float, own: float) -> float:

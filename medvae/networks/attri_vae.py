@@ -87,12 +87,10 @@ class AttriVAE(nn.Module):
         grid = [n // prod(s[axis] for s in steps) for axis, n in enumerate(self.image_size)]
         self.bottleneck_shape = (channels[-1], *grid)
         flat = prod(self.bottleneck_shape)
-        layer = {"norm": norm, "act": act}
-
         widths = [in_channels, *channels]
         self.encoder = nn.Sequential(
             *(
-                ConvBlock(spatial_dims, i, o, s, **layer)
+                ConvBlock(spatial_dims, i, o, s, norm=norm, act=act)
                 for (i, o), s in zip(pairwise(widths), steps, strict=True)
             )
         )
@@ -117,7 +115,15 @@ class AttriVAE(nn.Module):
         ups = [*steps[::-1], _per_axis(1, spatial_dims)]
         self.decoder = nn.Sequential(
             *(
-                ConvBlock(spatial_dims, i, o, s, resample="up" if max(s) > 1 else "down", **layer)
+                ConvBlock(
+                    spatial_dims,
+                    i,
+                    o,
+                    s,
+                    resample="up" if max(s) > 1 else "down",
+                    norm=norm,
+                    act=act,
+                )
                 for (i, o), s in zip(pairwise(widths), ups, strict=True)
             ),
             ConvBlock(spatial_dims, widths[-1], in_channels, norm=None, act="SIGMOID"),

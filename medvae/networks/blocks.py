@@ -1,8 +1,9 @@
 """Convolution blocks for images and volumes, accurate and fast on CPU in channels-last memory.
 
 `network.to(memory_format=torch.channels_last_3d)` (`channels_last` for images) makes a training
-step on CPU about twice as fast. torch's own normalisations lose three to five digits on such
-tensors, because they add up each channel naively in float32; those of this module do not.
+step on CPU about twice as fast. On large tensors of that format torch's own batch and group
+normalisation are wrong in the third digit, because they add up naively in float32; this module's
+are not.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class BatchNorm(_BatchNorm):
     """Batch normalisation of (B, C, *S): torch.nn.BatchNorm2d and 3d, accurate on CPU.
 
     torch's CPU kernel for channels-last tensors adds up a channel naively in float32: for
-    16x8x80^3 its mean is off by 1 % of a standard deviation, and depends on the number of threads.
+    16x8x80^3 its variance is off by 1 %, and depends on the number of threads.
     For batch statistics of such tensors this class adds up pairwise and combines in float64; for
     everything else, such as evaluation and other devices, it is torch's own. The arguments and
     the state_dict are torch's. A second derivative in training is not available.

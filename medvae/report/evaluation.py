@@ -70,9 +70,7 @@ def predict(
             tensors = (mean, class_probabilities(network.classify(mean)), image)
             rows.append(tuple(t.float().cpu().numpy() for t in (*tensors, network.decode(mean))))
     codes, probabilities, images, reconstructions = (np.concatenate(c) for c in zip(*rows))  # noqa: B905
-    return Predictions(
-        codes.astype(float), probabilities.astype(float), images, reconstructions
-    )
+    return Predictions(codes.astype(float), probabilities.astype(float), images, reconstructions)
 
 
 class Evaluation:
@@ -167,9 +165,7 @@ class Evaluation:
         rows = self._rows("train")
         if not rows.any():
             raise ValueError("no training rows in the cohort to calibrate the axes on")
-        readout = Readout.fit(
-            self.cohort.scaler, predictions.codes[rows], self._attributes[rows]
-        )
+        readout = Readout.fit(self.cohort.scaler, predictions.codes[rows], self._attributes[rows])
         if self.readout is not None and self.tied:
             readout.save(self.readout)
         return readout
@@ -251,9 +247,9 @@ class Evaluation:
             read = readout.attributes(predictions.codes)
             for k, name in enumerate(self.cohort.attribute_names):
                 table[f"read_{name}"] = read[:, k]
-        for c, name in enumerate(self.cohort.classes):
+        for c, value in enumerate(self.cohort.classes):
             if predictions.probabilities.shape[1]:
-                table[f"probability_{name}"] = predictions.probabilities[:, c]
+                table[f"probability_{value}"] = predictions.probabilities[:, c]
         write_text(self.output_dir / "predictions.csv", table.to_csv(index=False))
 
     def _plot(self, predictions: Predictions, metrics: Mapping[str, Any]) -> None:

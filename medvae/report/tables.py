@@ -36,13 +36,15 @@ def _disentanglement(report: Mapping[str, Any]) -> str:
     rows = []
     for score, entry in report["scores"].items():
         per_attribute = entry.get("attributes", {})
-        rows.append([
-            score,
-            _with_interval(entry["mean"]),
-            number(entry["mean"].get("chance")),
-            number(entry["mean"].get("ceiling")),
-            *(number(per_attribute.get(n, {}).get("value")) for n in names),
-        ])
+        rows.append(
+            [
+                score,
+                _with_interval(entry["mean"]),
+                number(entry["mean"].get("chance")),
+                number(entry["mean"].get("ceiling")),
+                *(number(per_attribute.get(n, {}).get("value")) for n in names),
+            ]
+        )
     return markdown_table(["score", "mean (95 %)", "chance", "ceiling", *names], rows)
 
 
