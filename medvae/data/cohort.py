@@ -103,7 +103,7 @@ class Cohort:
         label: the class column, whole numbers or text; a missing cell keeps its subject.
         log: attributes whose logarithm is standardised.
         num_classes: outputs of the head that is to learn the label, see :attr:`num_classes`;
-            ``None``: not compared.
+            ``None``: not compared. 0: no head, the label serves the split alone.
         mask_labels: names for integers of the mask, such as ``{"lv": 3, "heart": [1, 2, 3]}``;
             measured attributes are then named ``lv_voxel_volume_ml``.
         patient: the column whose rows share a split, see :func:`medvae.data.split_subjects`.
@@ -166,7 +166,7 @@ class Cohort:
         table = self._split(table, fractions, split_column, seed)
         self.classes = self._classes(table)
         expected = CohortState(AttributeScaler(()), self.classes).num_classes
-        if num_classes is not None and num_classes != expected:
+        if num_classes is not None and num_classes not in (0, expected):
             raise CohortError(
                 f"The label column '{label}' holds the classes {list(self.classes)} and "
                 f"num_classes is {num_classes}; expected num_classes {expected}."

@@ -1,0 +1,142 @@
+"""Attri-VAE beside the published models and a supervised regressor, on one split of a cohort.
+
+    python tests/benchmarks/compare_models.py --cohort nodules --output results
+
+Every variant is the bundle with overlays, run through `python -m monai.bundle run training`. The
+learning rate of a variant is the one with the best validation interpretability (seed 0); the
+checkpoint of a run is chosen by the same number; the test patients are never used for either.
+Finished runs are kept in the output folder and not repeated, so the table can be filled in steps.
+Prints a Markdown table: mean and spread (half the range) over seeds on the test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from medvae.report.tables import markdown_table
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIGS = REPOSITORY / "configs"
+TRAIN = REPOSITORY / "bundles" / "attri_vae" / "configs" / "train.yaml"
+ABLATIONS = {
+    "VAE": ["published", "vae"],
+    "beta-VAE": ["published", "beta_vae"],
+    "AR-VAE": ["published", "ar_vae"],
+    "Attri-VAE, paper": ["published"],
+    "Attri-VAE, code": ["published", "published_code"],
+    "regressor": ["regressor"],
+    "ours": [],
+    "ours, published loss": ["published_loss"],
+    "ours, published network": ["published_network"],
+    "ours, no augmentation": ["no_augmentation"],
+    "ours, no leakage term": ["no_leakage"],
+}
+COLUMNS = ("interpretability", "scc", "mig", "sap")
+
+
+def run(folder: Path, cohort: str, overlays: list[str], options: dict[str, object]) -> None:
+    """Train and evaluate one variant, unless it is there."""
+    if (folder / "eval" / "metrics.json").exists():
+        return
+    files = [TRAIN, CONFIGS / "datasets" / f"{cohort}.yaml"]
+    files += [CONFIGS / "ablations" / f"{name}.yaml" for name in overlays]
+    settings = {
+        "bundle_root": folder,
+        "ckpt_dir": folder / "models",
+        "output_dir": folder / "eval",
+        "dataset_dir": REPOSITORY.parent / "shared" / "data" / cohort,
+        "overwrite": True,
+        **options,
+    }
+    if cohort == "phantoms":
+        settings["dataset_dir"] = folder.parents[1] / "phantoms"
+    names = {"meta_file": "metadata.json", "logging_file": "logging.conf"}
+    settings |= {key: TRAIN.parent / name for key, name in names.items()}
+    command = [sys.executable, "-m", "monai.bundle", "run", "training"]
+    command += [f"--config_file={[str(f) for f in files]}"]
+    command += [f"--{key}={value}" for key, value in settings.items()]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("w") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=log)
+
+
+def validation_score(folder: Path) -> float:
+    """Return the best validation interpretability of a run."""
+    with (folder / "eval" / "history.csv").open() as file:
+        return max(float(row["val_interpretability"]) for row in csv.DictReader(file))
+
+
+def scores(folder: Path) -> dict[str, float]:
+    """Return the numbers of the table from a run's metrics."""
+    metrics = json.loads((folder / "eval" / "metrics.json").read_text())
+    found = metrics["disentanglement"]["scores"]
+    row = {name: found[name]["mean"]["value"] for name in COLUMNS}
+    row["psnr_db"] = metrics["reconstruction"]["psnr_db"]["mean"]
+    classification = metrics.get("classification", {})
+    row["auc"] = classification.get("auc", {}).get("value", np.nan)
+    row["auc_of_raw"] = classification.get("reference", {}).get("auc", {}).get("value", np.nan)
+    for name, entry in found["interpretability"]["attributes"].items():
+        row[name] = entry["value"]
+    return row
+
+
+def cell(values: list[float], digits: int) -> str:
+    """Return mean and half the range."""
+    if not np.isfinite(values).all():
+        return "–"
+    spread = f" ± {np.ptp(values) / 2:.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cohort", choices=["nodules", "acdc", "phantoms"], required=True)
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "results")
+    parser.add_argument("--variants", nargs="+", default=list(ABLATIONS), choices=list(ABLATIONS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--only-print", action="store_true", help="run nothing")
+    arguments = parser.parse_args()
+
+    table: dict[str, list[dict[str, float]]] = {}
+    for variant in arguments.variants:
+        root = arguments.output.absolute() / arguments.cohort / variant.replace(", ", "_")
+        runs = {}
+        for rate in arguments.learning_rates:
+            runs[rate] = root.parent / f"{root.name}_lr{rate:g}_seed0".replace(" ", "_")
+            options: dict[str, object] = {"max_epochs": arguments.epochs, "learning_rate": rate}
+            if not arguments.only_print:
+                run(runs[rate], arguments.cohort, ABLATIONS[variant], options | {"seed": 0})
+        done = {r: f for r, f in runs.items() if (f / "eval" / "metrics.json").exists()}
+        if not done:
+            continue
+        best = max(done, key=lambda rate: validation_score(done[rate]))
+        rows = []
+        for seed in arguments.seeds:
+            folder = Path(str(done[best]).replace("_seed0", f"_seed{seed}"))
+            options = {"max_epochs": arguments.epochs, "learning_rate": best, "seed": seed}
+            if not arguments.only_print:
+                run(folder, arguments.cohort, ABLATIONS[variant], options)
+            if (folder / "eval" / "metrics.json").exists():
+                rows.append(scores(folder))
+        table[f"{variant} (lr {best:g}, {len(rows)} seeds)"] = rows
+
+    names = list(next(iter(table.values()))[0])
+    body = [
+        [variant, *(cell([r[n] for r in rows], 1 if n == "psnr_db" else 2) for n in names)]
+        for variant, rows in table.items()
+    ]
+    print(markdown_table(["variant", *names], body))
+
+
+if __name__ == "__main__":
+    main()
