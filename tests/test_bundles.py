@@ -310,7 +310,16 @@ def test_train_and_inference_agree():
     train, inference = (
         yaml.safe_load((CONFIGS / f).read_text()) for f in ("train.yaml", "inference.yaml")
     )
-    own = {"imports", "output_dir", "subjects", "batch_size", "cohort", "initialize", "run"}
+    own = {
+        "imports",
+        "output_dir",
+        "subjects",
+        "batch_size",
+        "cohort",
+        "initialize",
+        "run",
+        "network",
+    }
     for key in train.keys() & inference.keys() - own:
         if key == "network_def":
             target = train[key].pop("_target_"), inference[key].pop("_target_")
