@@ -205,6 +205,14 @@ def test_same_seed_same_bits(root3d, tmp_path):
     assert histories[0] == histories[1]
 
 
+def test_binary_attributes_are_recognised(root3d, tmp_path):
+    attributes = [*ATTRIBUTES[3], "diagnosis"]
+    overrides = training(root3d, ckpt_dir=str(tmp_path), attributes=attributes)
+    flow = workflow([CONFIGS / "train.yaml"], overrides)
+    flow.initialize()
+    assert flow.parser.get_parsed_content("attribute_loss").binary == (False, False, True)
+
+
 def test_half_precision_and_mlflow(root3d, tmp_path):
     folders = {"ckpt_dir": str(tmp_path), "output_dir": str(tmp_path)}
     precision = {"autocast": "$torch.bfloat16", "max_epochs": 1}

@@ -192,6 +192,11 @@ class Cohort:
         """Outputs of a classification head: 0 without a label, 1 for two classes, else one each."""
         return self._state().num_classes
 
+    @property
+    def binary(self) -> tuple[bool, ...]:
+        """For each attribute whether its known values are two, as the losses treat it."""
+        return tuple(self.subjects[name].nunique() == 2 for name in self.attribute_names)
+
     def datalist(self, split: str | None = None) -> list[dict[str, Any]]:
         """The subjects of a split, or all, as MONAI's datasets take them.
 
