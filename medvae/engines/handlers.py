@@ -1,4 +1,4 @@
-"""What the bundles hand to MONAI's engines: batches, one iteration of each kind, handlers."""
+"""Handlers and a metric for MONAI's engines: model selection, curves, progress, predictions."""
 
 from __future__ import annotations
 
@@ -6,155 +6,22 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import EpochMetric
-from monai.engines.utils import IterationEvents
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from medvae.data import AttributeScaler, check_overwrite, or_exit, write_text
+from medvae.data import check_overwrite, or_exit, write_text
+from medvae.engines.steps import class_probabilities
 from medvae.explain import Readout
 from medvae.metrics import interpretability
 
-__all__ = [
-    "EvaluationStep",
-    "History",
-    "InterpretabilityMetric",
-    "PredictionWriter",
-    "PrepareAttributes",
-    "ProgressBar",
-    "TrainingStep",
-    "class_probabilities",
-    "read_history",
-]
-
-
-class PrepareAttributes:
-    """Turn a batch of a cohort's datalist into tensors on the device.
-
-    Args:
-        scaler: the cohort's scaler; its names are the columns of the attributes. None: the batch
-            has no attributes.
-        label: whether the batch has class numbers under the key `label`.
-        image_key: key of the image.
-    """
-
-    def __init__(
-        self,
-        scaler: AttributeScaler | None = None,
-        label: bool = True,
-        image_key: str = "image",
-    ) -> None:
-        self.scaler = scaler
-        self.label = label
-        self.image_key = image_key
-
-    def __call__(
-        self,
-        batchdata: Mapping[str, Any],
-        device: str | torch.device | None = None,
-        non_blocking: bool = False,
-        **kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the image (B, C, *S) and a dictionary of the targets.
-
-        The targets are `attributes`, scaled, (B, K) with NaN where missing, and `label`, class
-        numbers (B,) with -1 where unknown.
-        """
-        image = torch.as_tensor(batchdata[self.image_key]).as_subclass(Tensor)
-        image = image.to(device, non_blocking=non_blocking, **kwargs)
-        targets: dict[str, Tensor] = {}
-        if self.scaler is not None and self.scaler.names:
-            columns = [
-                torch.as_tensor(batchdata[n], dtype=torch.float32) for n in self.scaler.names
-            ]
-            targets["attributes"] = self.scaler.transform(torch.stack(columns, 1)).to(device)
-        if self.label:
-            targets["label"] = torch.as_tensor(batchdata["label"]).to(device)
-        return image, targets
-
-
-class TrainingStep:
-    """One iteration of training a VAE, for `SupervisedTrainer(iteration_update=...)`.
-
-    The loss function is called with the network's output, the image and the prepared targets, and
-    returns a dictionary of scalars of which `loss` is minimised.
-
-    Args:
-        max_grad_norm: gradients longer than this are scaled down to it; None never does.
-        autocast: a half precision such as `torch.bfloat16` for the network's forward pass; the
-            loss is always computed in float32.
-    """
-
-    def __init__(
-        self, max_grad_norm: float | None = None, autocast: torch.dtype | None = None
-    ) -> None:
-        self.max_grad_norm = max_grad_norm
-        self.autocast = autocast
-
-    def __call__(self, engine: Any, batchdata: Mapping[str, Any]) -> list[dict[str, Tensor]]:
-        """Update the network once; return the terms of the loss, detached.
-
-        Returns:
-            A list of one dictionary: what MONAI's handlers expect of decollated output.
-
-        Raises:
-            FloatingPointError: where a term is not finite.
-        """
-        image, targets = engine.prepare_batch(
-            batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs
-        )
-        engine.network.train()
-        engine.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(image.device.type, self.autocast, enabled=self.autocast is not None):
-            output = engine.inferer(image, engine.network)
-        terms = engine.loss_function(output, image, **targets)
-        self._check(terms, engine)
-        terms["loss"].backward()
-        if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_grad_norm)
-        engine.optimizer.step()
-        return [{name: value.detach() for name, value in terms.items()}]
-
-    @staticmethod
-    def _check(terms: Mapping[str, Tensor], engine: Any) -> None:
-        if torch.isfinite(terms["loss"]):
-            return
-        found = {name: float(value.detach()) for name, value in terms.items()}
-        raise FloatingPointError(
-            f"the loss is not finite in epoch {engine.state.epoch}, iteration "
-            f"{engine.state.iteration}: {found}; a lower learning rate or weight of the term that "
-            "grew, or max_grad_norm, usually helps"
-        )
-
-
-class EvaluationStep:
-    """One batch through a VAE in evaluation, for `SupervisedEvaluator(iteration_update=...)`.
-
-    Returns `pred` (the reconstruction), `logits`, `mean`, `log_var` and the targets of the batch.
-    Codes are posterior means, so the same input gives the same output.
-    """
-
-    def __call__(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the outputs of a batch as a dictionary of tensors."""
-        image, targets = engine.prepare_batch(
-            batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs
-        )
-        network = getattr(engine.network, "module", engine.network)  # under DDP
-        network.eval()
-        with torch.no_grad():
-            mean, log_var = network.encode(image)
-            output = {"pred": network.decode(mean), "logits": network.classify(mean)}
-        engine.state.output = {**output, "mean": mean, "log_var": log_var, **targets}
-        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        engine.fire_event(IterationEvents.MODEL_COMPLETED)  # decollates and postprocesses
-        return engine.state.output
+__all__ = ["History", "InterpretabilityMetric", "PredictionWriter", "ProgressBar", "read_history"]
 
 
 class InterpretabilityMetric(EpochMetric):
@@ -242,14 +109,6 @@ class PredictionWriter:
         writer.writeheader()
         writer.writerows(self._rows)
         write_text(self.path, text.getvalue())
-
-
-def class_probabilities(logits: Tensor) -> Tensor:
-    """Return probabilities (B, C) for logits (B, C), or (B, 2) for a binary head's (B, 1)."""
-    if logits.shape[1] == 1:
-        positive = logits.sigmoid()
-        return torch.cat([1 - positive, positive], 1)
-    return logits.softmax(1)
 
 
 class History:
