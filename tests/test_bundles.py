@@ -252,6 +252,78 @@ def test_bad_input_is_one_sentence(root3d, tmp_path):
     assert not (tmp_path / "e").exists()
 
 
+WRONG = {
+    "image_size 15 along axis 0": {"image_size": [15, 16, 16]},
+    "image_size is .16, 16.": {"image_size": [16, 16]},
+    "spacing_mm is .6, 6.": {"spacing_mm": [6, 6]},
+    "spatial_dims is 4": {"spatial_dims": 4},
+    "decoder_channels must have 3": {"decoder_channels": [8, 4]},
+    "latent_dim 1": {"latent_dim": 1},
+    "window is 'null'": {"window": "null"},
+    "window and percentiles": {"percentiles": [1, 99]},
+    "batch_size is 500": {"batch_size": 500},
+    "batch_size is 1": {"batch_size": 1},
+    "max_epochs is 0": {"max_epochs": 0},
+    "val_interval is 3": {"val_interval": 3},
+    "n_permutations is 0": {"n_permutations": 0},
+    "attributes is empty": {"attributes": []},
+    "split 'val' has 1 row": {"fractions": [0.7, 0.03, 0.27]},
+    "split 'test' has 0 row": {"fractions": [0.8, 0.2, 0.0]},
+}
+
+
+@pytest.mark.parametrize("sentence", WRONG)
+def test_settings_that_do_not_fit_end_in_one_sentence(root3d, tmp_path, sentence):
+    overrides = training(root3d, ckpt_dir=str(tmp_path / "m"), output_dir=str(tmp_path / "e"))
+    with pytest.raises(SystemExit, match=sentence) as stopped:
+        run([CONFIGS / "train.yaml"], overrides | WRONG[sentence])
+    assert "\n" not in str(stopped.value)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("what", ["does not exist", "cannot be read", "does not fit"])
+def test_a_model_that_cannot_be_used_ends_in_one_sentence(trained, tmp_path, what):
+    root, spatial_dims = trained
+    shutil.copytree(root / "models", tmp_path / "m")
+    model, folders = tmp_path / "m" / "model.pt", {"ckpt_dir": str(tmp_path / "m")}
+    if what == "does not exist":
+        model.unlink()
+    if what == "cannot be read":
+        model.write_bytes(model.read_bytes()[:1000])
+    if what == "does not fit":
+        folders["latent_dim"] = 8
+    folders["output_dir"] = str(tmp_path / "e")
+    evaluate = [CONFIGS / "train.yaml", CONFIGS / "evaluate.yaml"]
+    with pytest.raises(SystemExit, match=what):
+        run(evaluate, training(root, spatial_dims) | folders)
+    with pytest.raises(SystemExit, match=what):
+        run([CONFIGS / "inference.yaml"], tiny(root, spatial_dims) | folders, "infer")
+    assert not (tmp_path / "e").exists()
+
+
+def test_evaluation_keeps_the_split_of_the_training(trained, tmp_path):
+    root, spatial_dims = trained
+    overrides = training(root, spatial_dims, output_dir=str(tmp_path / "e"), split_seed=5)
+    run([CONFIGS / "train.yaml", CONFIGS / "evaluate.yaml"], overrides)
+    splits = pd.read_csv(tmp_path / "e" / "predictions.csv").set_index("id")["split"]
+    assert splits.to_dict() == CohortState.load(root / "models" / "cohort.json").splits
+
+
+def test_reconstructions_of_equally_named_images(trained, tmp_path):
+    root, spatial_dims = trained
+    table = pd.read_csv(root / "data" / "subjects.csv")[:3]
+    rows = []
+    for name, image in zip(table["id"], table["image"], strict=True):
+        (tmp_path / name).mkdir()
+        shutil.copy(root / "data" / image, tmp_path / name / "image.nii.gz")
+        rows.append({"id": f"{name}.1", "image": f"{name}/image.nii.gz"})
+    pd.DataFrame(rows).to_csv(tmp_path / "subjects.csv", index=False)
+    new = {"subjects": str(tmp_path / "subjects.csv"), "output_dir": str(tmp_path / "out")}
+    run([CONFIGS / "inference.yaml"], tiny(root, spatial_dims) | new, "infer")
+    written = {path.name for path in (tmp_path / "out").rglob("*.nii.gz")}
+    assert written == {f"{row['id']}_reconstruction.nii.gz" for row in rows}
+
+
 def test_metadata(tmp_path):
     schema = tmp_path / "schema.json"
     shutil.copy(REPOSITORY / "tests" / "schemas" / "bundle_metadata.json", schema)
@@ -330,10 +402,10 @@ def test_train_and_inference_agree():
     }
     for key in train.keys() & inference.keys() - own:
         if key == "network_def":
-            target = train[key].pop("_target_"), inference[key].pop("_target_")
+            target = train[key].pop("component"), inference[key].pop("component")
             assert target == (
-                "medvae.networks.AttriVAE",
-                "medvae.networks.AttriVAEReconstruction",
+                "$medvae.networks.AttriVAE",
+                "$medvae.networks.AttriVAEReconstruction",
             )
         assert train[key] == inference[key], key
 

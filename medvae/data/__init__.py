@@ -1,11 +1,12 @@
 """Cohorts: a table of subjects becomes checked, measured, split and scaled MONAI items."""
 
 from medvae.data.cohort import Cohort, CohortState, cohort_or_exit
-from medvae.data.errors import CohortError, FileError, or_exit
+from medvae.data.errors import CohortError, FileError, configured, or_exit
 from medvae.data.files import Volume, read_image, read_mask
 from medvae.data.measured import check_and_measure
 from medvae.data.output import check_overwrite, check_writable, write_text
 from medvae.data.phantom_cohort import phantoms
+from medvae.data.run import check_training
 from medvae.data.scaler import AttributeScaler
 from medvae.data.split import SPLITS, split_subjects
 from medvae.data.subjects import datalist, load_subjects
@@ -20,8 +21,10 @@ __all__ = [
     "Volume",
     "check_and_measure",
     "check_overwrite",
+    "check_training",
     "check_writable",
     "cohort_or_exit",
+    "configured",
     "datalist",
     "load_subjects",
     "or_exit",

@@ -151,6 +151,8 @@ class Cohort:
         progress: bool = True,
         state: CohortState | str | Path | None = None,
     ) -> None:
+        if spatial_dims not in (2, 3):
+            raise CohortError(f"spatial_dims is {spatial_dims}; expected 2 or 3.")
         self.attribute_names = tuple(attributes)
         self.label = label
         self.patient = patient

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import TypeVar
 
-__all__ = ["CohortError", "FileError", "first_of_a_kind", "or_exit", "suggestion"]
+__all__ = ["CohortError", "FileError", "configured", "first_of_a_kind", "or_exit", "suggestion"]
 
 LISTED = 5
 
@@ -82,4 +82,19 @@ def or_exit(function: Callable[..., Result], *args: object, **kwargs: object) ->
     try:
         return function(*args, **kwargs)
     except CohortError as error:
+        raise SystemExit(f"Error: {error}") from None
+
+
+def configured(component: Callable[..., Result], **kwargs: object) -> Result:
+    """Make a configuration's component; arguments that it refuses end the program in a sentence.
+
+    Only for constructors that check their arguments and do nothing else: a ``ValueError`` that
+    comes up later is not the user's.
+
+    Raises:
+        SystemExit: in place of a ``ValueError``.
+    """
+    try:
+        return component(**kwargs)
+    except ValueError as error:
         raise SystemExit(f"Error: {error}") from None

@@ -63,7 +63,7 @@ class AttriVAE(nn.Module):
         self,
         spatial_dims: int = 3,
         in_channels: int = 1,
-        image_size: Sequence[int] = (80, 80, 80),
+        image_size: Sequence[int] | int = (80, 80, 80),
         latent_dim: int = 64,
         channels: Sequence[int] = (8, 16, 32, 64, 2),
         strides: Sequence[int | Sequence[int]] = (2, 2, 2, 2, 1),
@@ -78,7 +78,8 @@ class AttriVAE(nn.Module):
     ) -> None:
         super().__init__()
         steps = [_per_axis(stride, spatial_dims) for stride in strides]
-        self.image_size = tuple(int(n) for n in image_size)
+        sizes = (image_size,) * spatial_dims if isinstance(image_size, int) else image_size
+        self.image_size = tuple(int(n) for n in sizes)
         self.latent_dim = latent_dim
         self.in_channels = in_channels
         self.attribute_names = tuple(attribute_names or ())

@@ -25,7 +25,7 @@ from medvae.metrics import (
     rbf_mmd_chance,
     ssim,
 )
-from medvae.networks import AttriVAE
+from medvae.networks import AttriVAE, load_weights
 from medvae.report.plots import plot_codes, plot_curves, plot_reconstructions
 from medvae.report.tables import metrics_table
 
@@ -134,8 +134,7 @@ class Evaluation:
         """
         check_overwrite([self.output_dir / "metrics.json"], self.overwrite)
         if self.checkpoint is not None:
-            weights = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-            self.network.load_state_dict(weights)
+            load_weights(self.network, self.checkpoint, self.device)
         predictions = predict(
             self.network, self.data, self.prepare_batch, self.device, self.progress
         )

@@ -90,6 +90,9 @@ def preprocessing(
     image, mask = names[0], names[1] if len(names) > 1 else None
     needs_mask = center_on_mask or background is not None
     _check(names, window, percentiles, needs_mask)
+    for name, value in (("spacing_mm", spacing_mm), ("image_size", size)):
+        if isinstance(value, Sequence) and len(value) != spatial_dims:
+            raise ValueError(f"{name} is {list(value)}; expected {spatial_dims} numbers or one.")
     beyond = (padding, background, None if window is None else window[0], 0.0)
     outside = next(value for value in beyond if value is not None)
     steps: list[Callable[..., Any]] = [
@@ -140,6 +143,8 @@ def _check(
     if window is not None and percentiles is not None:
         raise ValueError("window and percentiles are both given; expected at most one of them.")
     for name, pair in (("window", window), ("percentiles", percentiles)):
+        if isinstance(pair, str):
+            raise ValueError(f"{name} is '{pair}'; expected two numbers, or '$None' for none.")
         if pair is not None and not (len(pair) == 2 and pair[0] < pair[1]):
             raise ValueError(f"{name} is {tuple(pair)}; expected two rising numbers.")
 

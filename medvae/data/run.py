@@ -1,0 +1,53 @@
+"""Whether a cohort and the settings of a training fit each other, before anything is trained."""
+
+from __future__ import annotations
+
+from medvae.data.cohort import Cohort
+from medvae.data.errors import CohortError
+
+__all__ = ["check_training"]
+
+KNOWN = 3  # a straight line through two points fits them whatever they are
+
+
+def check_training(
+    cohort: Cohort, batch_size: int, max_epochs: int, val_interval: int = 1, n_permutations: int = 1
+) -> None:
+    """Refuse a training without a batch, an epoch, a validation, a score or a test subject.
+
+    Args:
+        cohort: checked and split.
+        batch_size: at least 2: attributes are compared in pairs, and the head normalises by batch.
+        max_epochs: at least 1.
+        val_interval: epochs between validations, at most ``max_epochs``: only they keep a model.
+        n_permutations: of the chance levels, at least 1.
+
+    Raises:
+        CohortError: in one sentence that names the key.
+    """
+    if not cohort.attribute_names:
+        raise CohortError("attributes is empty; expected at least one name for the latent axes.")
+    counts = cohort.subjects["split"].value_counts()
+    rows = {split: int(counts.get(split, 0)) for split in ("train", "val", "test")}
+    for name, value, low, high, why in (
+        ("batch_size", batch_size, 2, rows["train"], "the training rows"),
+        ("max_epochs", max_epochs, 1, None, ""),
+        ("val_interval", val_interval, 1, max_epochs, "max_epochs"),
+        ("n_permutations", n_permutations, 1, None, ""),
+    ):
+        if value < low or (high is not None and value > high):
+            limit = f"at least {low}" + (f" and at most {high}, {why}" if high is not None else "")
+            raise CohortError(f"{name} is {value}; expected {limit}.")
+    _check_known(cohort, rows)
+
+
+def _check_known(cohort: Cohort, rows: dict[str, int]) -> None:
+    for split, purpose in (("val", "select a model by"), ("test", "score it on")):
+        part = cohort.subjects[cohort.subjects["split"] == split]
+        known = part[list(cohort.attribute_names)].notna().sum().max() if len(part) else 0
+        if known < KNOWN:
+            raise CohortError(
+                f"The split '{split}' has {rows[split]} row(s), {known} with a known attribute to "
+                f"{purpose}; expected at least {KNOWN}, by more subjects or a larger share in "
+                "fractions."
+            )
