@@ -254,9 +254,9 @@ def test_bad_input_is_one_sentence(root3d, tmp_path):
 
 WRONG = {
     "image_size 15 along axis 0": {"image_size": [15, 16, 16]},
-    "image_size is .16, 16.": {"image_size": [16, 16]},
+    "image_size must have 3": {"image_size": [16, 16]},
     "spacing_mm is .6, 6.": {"spacing_mm": [6, 6]},
-    "spatial_dims is 4": {"spatial_dims": 4},
+    "spatial_dims must be 2 or 3": {"spatial_dims": 4},
     "decoder_channels must have 3": {"decoder_channels": [8, 4]},
     "latent_dim 1": {"latent_dim": 1},
     "window is 'null'": {"window": "null"},
