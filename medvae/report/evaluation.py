@@ -69,7 +69,9 @@ def predict(
             mean, _ = network.encode(image)
             tensors = (mean, class_probabilities(network.classify(mean)), image)
             rows.append(tuple(t.float().cpu().numpy() for t in (*tensors, network.decode(mean))))
-    codes, probabilities, images, reconstructions = (np.concatenate(c) for c in zip(*rows))  # noqa: B905
+    codes, probabilities, images, reconstructions = (
+        np.concatenate(c) for c in zip(*rows, strict=True)
+    )
     return Predictions(codes.astype(float), probabilities.astype(float), images, reconstructions)
 
 
