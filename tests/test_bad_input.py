@@ -102,9 +102,9 @@ def set_column(column: str, values: object) -> Callable[[Path], None]:
 
 TABLES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "no csv": (lambda folder: (folder / "subjects.csv").unlink(), ["subjects.csv", "not exist"]),
-    "empty csv": (lambda folder: (folder / "subjects.csv").write_text(""), ["subjects.csv"]),  # type: ignore[dict-item,return-value]
+    "empty csv": (lambda folder: (folder / "subjects.csv").write_text(""), ["subjects.csv"]),
     "no rows": (lambda folder: change_table(folder, lambda t: t.head(0)), ["no subject"]),
-    "binary csv": (lambda folder: (folder / "subjects.csv").write_bytes(b"\xff\xfe\x00\x81"), []),  # type: ignore[dict-item,return-value]
+    "binary csv": (lambda folder: (folder / "subjects.csv").write_bytes(b"\xff\xfe\x00\x81"), []),
     "semicolons": (
         lambda folder: change_table(folder, lambda t: t.rename(columns={"id": "id;image"})),
         ["'id'", "id;image"],
@@ -182,8 +182,8 @@ NOISE = np.random.default_rng(0).normal(size=(*SHAPE, 3)).astype(np.float32)
 FILES: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
     "truncated": ("s3.nii.gz", truncate, ["bytes cannot be read", "complete"]),
     "truncated mask": ("s3_mask.nii.gz", truncate, ["mask", "cannot be read"]),
-    "empty file": ("s3.nii.gz", lambda path: path.write_bytes(b""), ["cannot be read"]),  # type: ignore[dict-item,return-value]
-    "no NIfTI": ("s3.nii.gz", lambda path: path.write_text("hello"), ["cannot be read"]),  # type: ignore[dict-item,return-value]
+    "empty file": ("s3.nii.gz", lambda path: path.write_bytes(b""), ["cannot be read"]),
+    "no NIfTI": ("s3.nii.gz", lambda path: path.write_text("hello"), ["cannot be read"]),
     "NaN": ("s3.nii.gz", with_voxel(np.nan), ["1 NaN or infinite", "finite"]),
     "infinite": ("s3.nii.gz", with_voxel(-np.inf), ["1 NaN or infinite", "finite"]),
     "constant": ("s3.nii.gz", lambda path: write(path, MASK), ["is 1 in every voxel"]),
@@ -335,7 +335,7 @@ def test_given_splits(folder: Path) -> None:
         (slice(4, 5), "fold", "train", ["'fold'", "val"]),
     ]:
         bad = table.copy()
-        bad.loc[row, column] = value  # type: ignore[index]
+        bad.loc[row, column] = value
         with pytest.raises(CohortError) as caught:
             split_subjects(bad, split_column="fold")
         for part in parts:
@@ -371,7 +371,7 @@ def test_pictures_and_dicom_folders(tmp_path: Path) -> None:
     ]:
         table = pd.DataFrame({"id": ["a"], "image": [str(tmp_path / name)]})
         with pytest.raises(CohortError) as caught:
-            Cohort(table, fractions=None, progress=False, **options)  # type: ignore[arg-type]
+            Cohort(table, fractions=None, progress=False, **options)
         assert str(tmp_path / name) in checked(str(caught.value))
 
 

@@ -231,7 +231,7 @@ class TestSplit:
         assert set(split["split"]) == {"train", "val", "test"}
         assert list(split["id"]) == list(table["id"])
         order = list(range(len(table)))
-        shuffle.shuffle(order)  # type: ignore[attr-defined]
+        shuffle.shuffle(order)
         again = split_subjects(table.iloc[order], label="label", seed=seed)
         assert dict(zip(again["id"], again["split"], strict=True)) == dict(
             zip(split["id"], split["split"], strict=True)
