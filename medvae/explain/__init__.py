@@ -1,5 +1,6 @@
 """Looking through a trained model: what its latent axes say about a subject."""
 
+from medvae.explain.maps import AttributeMapInferer, attribute_maps
 from medvae.explain.readout import Readout
 
-__all__ = ["Readout"]
+__all__ = ["AttributeMapInferer", "Readout", "attribute_maps"]

@@ -1,0 +1,284 @@
+"""Where in an image is an attribute read? Maps of a latent axis, a logit or any other scalar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
+from typing import Any, Literal
+
+import torch
+from monai.utils import ensure_tuple_rep
+from torch import Tensor, nn
+
+from medvae.data.errors import suggestion
+from medvae.explain.upsample import guided_filter, upsample_linear
+
+__all__ = ["AttributeMapInferer", "attribute_maps"]
+
+Target = int | str | Callable[[Any], Tensor]
+Method = Literal["gradcam", "hirescam", "occlusion", "integrated_gradients"]
+METHODS = ("gradcam", "hirescam", "occlusion", "integrated_gradients")
+
+
+def attribute_maps(
+    network: nn.Module,
+    image: Tensor,
+    attributes: Sequence[Target],
+    layer: str | None = None,
+    method: Method = "gradcam",
+    upsample: Literal["linear", "guided"] = "linear",
+    *,
+    signed: bool = False,
+    baseline: float = 0.0,
+    steps: int = 32,
+    patch_size: int | Sequence[int] = 5,
+) -> Tensor:
+    r"""Return maps of where an image raises each attribute; larger means more.
+
+    The class activation maps come from one forward pass, of the encoder alone unless a target is
+    a callable, and one short backward pass per attribute from the posterior mean to the layer, so
+    that the result is deterministic and the map of a batch is that of its samples. With
+    activations F and the target z,
+
+    - "gradcam": :math:`\operatorname{ReLU}\sum_c F_c \operatorname{mean}(\partial z/\partial F_c)`
+      (Selvaraju et al. 2017, with a latent axis for the class);
+    - "hirescam": :math:`\operatorname{ReLU}\sum_c F_c\,\partial z/\partial F_c` (Draelos and Carin
+      2020), which keeps what a fully connected layer says of each position;
+    - "integrated_gradients": :math:`(x-b)\int_0^1 \partial z/\partial x\,d\alpha` on the image,
+      summed over its channels (Sundararajan et al. 2017);
+    - "occlusion": how far z falls when a patch becomes the baseline (Zeiler and Fergus 2014),
+      averaged over the patches that cover the voxel, which lie half a patch apart.
+
+    The network runs in evaluation mode and is left as it was: mode, hooks, gradients, flags. Works
+    under `torch.no_grad` and on frozen networks.
+
+    Args:
+        network: an `AttriVAE`, or any network. One with an `encode` method is asked for its
+            posterior mean; of others the output is taken, or its `mean`, shape (B, D).
+        image: shape (B, C, *S), 2D or 3D.
+        attributes: K targets: latent axes, names of the network's `attribute_names`, or callables
+            that take the network's output to a scalar for each image, shape (B,), such as
+            `lambda output: output.logits[:, 0]`.
+        layer: name of a module as in `network.named_modules()`, whose own output (B, C', *S') is
+            taken; None is the encoder's last convolution. Unused by the methods on the image.
+        method: see above.
+        upsample: "linear" from the layer's grid, or "guided": then follows the edges of the image
+            (guided filter, He et al. 2013). The methods on the image are not upsampled.
+        signed: keep negative evidence instead of the ReLU.
+        baseline: the intensity of an image that says nothing, for the methods on the image.
+        steps: of the integral.
+        patch_size: of the occlusion, in voxels.
+
+    Returns:
+        Maps of shape (B, K, *S), not rescaled, in units of the target; zero where the gradient is.
+
+    Raises:
+        ValueError: for an unknown attribute, layer or method; a layer without spatial axes.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, found '{method}'")
+    if upsample not in ("linear", "guided"):
+        raise ValueError(f"upsample must be 'linear' or 'guided', found '{upsample}'")
+    if image.ndim not in (4, 5):
+        raise ValueError(f"image must have shape (B, C, *S), 2D or 3D, found {tuple(image.shape)}")
+    network = getattr(network, "module", network)  # under DDP
+    targets = _Targets(network, attributes)
+    with torch.inference_mode(False), _evaluating(network), torch.no_grad():
+        image = torch.as_tensor(image).as_subclass(Tensor)
+        image = image.clone() if image.is_inference() else image.detach()
+        if method == "integrated_gradients":
+            maps = _integrated_gradients(targets, image, baseline, steps)
+        elif method == "occlusion":
+            maps = _occlusion(targets, image, baseline, patch_size)
+        else:
+            maps = _class_activation(*_at_layer(targets, image, layer), method)
+        maps = maps if signed else maps.relu()
+        coarse, size = maps.shape[2:], image.shape[2:]
+        maps = upsample_linear(maps, size)
+        if upsample == "guided" and coarse != size:
+            radius = [max(round(n / c), 1) for n, c in zip(size, coarse, strict=True)]
+            maps = guided_filter(maps, image, radius)
+            maps = maps if signed else maps.relu()
+    return maps
+
+
+class AttributeMapInferer:
+    """`attribute_maps` with its options, as a MONAI inferer: `inferer(image, network)`.
+
+    Args:
+        attributes: see `attribute_maps`; None takes all of the network's `attribute_names`.
+        options: the further arguments of `attribute_maps`.
+    """
+
+    def __init__(self, attributes: Sequence[Target] | None = None, **options: Any) -> None:
+        self.attributes = attributes
+        self.options = options
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *_: Any, **__: Any) -> Tensor:
+        """Return maps (B, K, *S) for images (B, C, *S)."""
+        attributes = self.attributes
+        if attributes is None:
+            attributes = getattr(getattr(network, "module", network), "attribute_names", ())
+        return attribute_maps(network, inputs, attributes, **self.options)
+
+
+class _Targets(nn.Module):
+    """Image to the K scalars that are to be explained: (B, C, *S) to (B, K)."""
+
+    def __init__(self, network: nn.Module, attributes: Sequence[Target]) -> None:
+        super().__init__()
+        if isinstance(attributes, str) or callable(attributes) or not len(attributes):
+            raise ValueError(f"attributes must be a list of one or more, found {attributes!r}")
+        names = list(getattr(network, "attribute_names", ()))
+        self.network = network
+        self.targets = [_axis(t, names) if isinstance(t, str) else t for t in attributes]
+        self.on_output = any(callable(t) for t in self.targets)
+
+    def forward(self, image: Tensor) -> Tensor:
+        encode = getattr(self.network, "encode", None)
+        output = encode(image) if encode is not None and not self.on_output else self.network(image)
+        return torch.stack([self._scalar(t, output) for t in self.targets], 1)
+
+    @staticmethod
+    def _scalar(target: int | Callable[[Any], Tensor], output: Any) -> Tensor:
+        if callable(target):
+            value = target(output)
+            if value.ndim != 1:
+                raise ValueError(
+                    "a callable attribute must return one number for each image, shape (B,), "
+                    f"found {tuple(value.shape)}"
+                )
+            return value
+        if not isinstance(output, Tensor):
+            output = getattr(output, "mean", output[0])
+        if not -output.shape[1] <= target < output.shape[1]:
+            raise ValueError(f"latent axis {target} does not exist, found {output.shape[1]} axes")
+        return output[:, target]
+
+
+def _axis(name: str, names: list[str]) -> int:
+    if name not in names:
+        raise ValueError(
+            f"unknown attribute '{name}': {suggestion(name, names)}"
+            if names
+            else f"attribute '{name}' needs a network with attribute_names: give a latent axis"
+        )
+    return names.index(name)
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every module's own mode again outside."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _find_layer(network: nn.Module, name: str | None) -> nn.Module:
+    modules = dict(network.named_modules())
+    if name is not None:
+        if name not in modules or not name:
+            raise ValueError(
+                f"unknown layer '{name}', expected a name of network.named_modules(): "
+                f"{suggestion(name, filter(None, modules))}"
+            )
+        return modules[name]
+    encoder = getattr(network, "encoder", network)
+    convolutions = [m for m in encoder.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)]
+    if not convolutions:
+        raise ValueError("the network has no convolution: name the layer to look at")
+    return convolutions[-1]
+
+
+def _at_layer(targets: _Targets, image: Tensor, name: str | None) -> tuple[Tensor, list[Tensor]]:
+    """Return a layer's activation (B, C, *S') and the K targets' gradients of the same shape."""
+    captured: list[Tensor] = []
+
+    def start_graph_here(_: nn.Module, __: Any, output: Any) -> Tensor:
+        if captured:
+            raise ValueError(f"layer '{name}' runs more than once in a forward pass")
+        if not isinstance(output, Tensor) or output.ndim != image.ndim:
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"layer '{name}' must give {image.ndim - 2} spatial axes, (B, C, *S), found {shape}"
+            )
+        captured.append(output.detach().requires_grad_())
+        torch.set_grad_enabled(True)  # until the caller's no_grad ends
+        return captured[0].clone()  # what follows may work in place
+
+    handle = _find_layer(targets.network, name).register_forward_hook(start_graph_here)
+    try:
+        with torch.no_grad():
+            values = targets(image)
+    finally:
+        handle.remove()
+    if not captured:
+        raise ValueError(f"layer '{name}' does not take part in computing the attributes")
+    activation = captured[0]
+    return activation.detach(), _gradients(values, activation)
+
+
+def _gradients(values: Tensor, source: Tensor) -> list[Tensor]:
+    """Return the gradient of each column of values (B, K); each row belongs to one sample."""
+    if not values.requires_grad:  # nothing of the source reaches any of them
+        return [torch.zeros_like(source) for _ in range(values.shape[1])]
+    last = values.shape[1] - 1
+    with torch.enable_grad():
+        totals = values.sum(0).unbind()
+        found = [
+            torch.autograd.grad(total, source, retain_graph=k < last, allow_unused=True)[0]
+            for k, total in enumerate(totals)
+        ]
+    return [torch.zeros_like(source) if g is None else g for g in found]
+
+
+def _class_activation(activation: Tensor, gradients: list[Tensor], method: Method) -> Tensor:
+    """Return the weighted sums of activations, shape (B, K, *S')."""
+    if method == "hirescam":
+        return torch.stack([(g * activation).sum(1) for g in gradients], 1)
+    weights = torch.stack([g.flatten(2).mean(2) for g in gradients], 1)  # (B, K, C)
+    return torch.bmm(weights, activation.flatten(2)).unflatten(2, activation.shape[2:])
+
+
+def _integrated_gradients(targets: _Targets, image: Tensor, baseline: float, steps: int) -> Tensor:
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, found {steps}")
+    difference = image - baseline
+    total = torch.zeros(len(image), len(targets.targets), *image.shape[2:], device=image.device)
+    for step in range(steps):
+        point = (baseline + difference * (step + 0.5) / steps).requires_grad_()
+        with torch.enable_grad():
+            values = targets(point)
+        for k, gradient in enumerate(_gradients(values, point)):
+            total[:, k] += (gradient * difference).sum(1) / steps
+    return total
+
+
+def _occlusion(
+    targets: _Targets, image: Tensor, baseline: float, patch_size: int | Sequence[int]
+) -> Tensor:
+    """Return how far each target falls, averaged over the patches that cover a voxel."""
+    size = image.shape[2:]
+    patch = [min(p, n) for p, n in zip(ensure_tuple_rep(patch_size, len(size)), size, strict=True)]
+    if min(patch) < 1:
+        raise ValueError(f"patch_size must be positive, found {patch_size}")
+    starts = [
+        sorted({*range(0, n - p, max(p // 2, 1)), n - p}) for n, p in zip(size, patch, strict=True)
+    ]
+    values = targets(image)
+    total = image.new_zeros(*values.shape, *size)
+    cover = image.new_zeros(size)
+    for corner in product(*starts):
+        edges = zip(corner, patch, strict=True)
+        window: tuple[Any, ...] = (..., *(slice(c, c + p) for c, p in edges))
+        occluded = image.clone()
+        occluded[window] = baseline
+        fall = values - targets(occluded)
+        total[window] += fall.reshape(*fall.shape, *(1,) * len(size))
+        cover[window] += 1
+    return total / cover
