@@ -114,20 +114,24 @@ _GROUPS = (
 )
 
 
-def feature_names(spatial_dims: int = 3, labels: Iterable[str] | None = None) -> tuple[str, ...]:
+def feature_names(
+    spatial_dims: int = 3, labels: Iterable[str] | None = None, *, shape_only: bool = False
+) -> tuple[str, ...]:
     """List every feature that can be asked for by name, in the order of measurement.
 
     Args:
         spatial_dims: 2 or 3.
         labels: names of mask labels; the features are then listed for each, as
             ``f"{label}_{feature}"``. None: features of one region, without prefix.
+        shape_only: leave out the features that need an image.
 
     Raises:
         ValueError: if ``spatial_dims`` is neither 2 nor 3.
     """
     if spatial_dims not in (2, 3):
         raise ValueError(f"spatial_dims is {spatial_dims}, expected 2 or 3.")
-    names = tuple(name for group in _GROUPS for name in _names(group, spatial_dims))
+    groups = [group for group in _GROUPS if not shape_only or group.kind != "intensity"]
+    names = tuple(name for group in groups for name in _names(group, spatial_dims))
     if labels is None:
         return names
     return tuple(f"{label}_{name}" for label in labels for name in names)

@@ -199,13 +199,26 @@ class Cohort:
         """For each attribute whether its known values are two, as the losses treat it."""
         return tuple(self.subjects[name].nunique() == 2 for name in self.attribute_names)
 
-    def datalist(self, split: str | None = None) -> list[dict[str, Any]]:
+    def datalist(self, split: str | None = None, copies: int = 1) -> list[dict[str, Any]]:
         """The subjects of a split, or all, as MONAI's datasets take them.
+
+        Args:
+            split: only these subjects.
+            copies: how often each is listed; more than once, the key ``copy`` counts from 0, for
+                :class:`medvae.transforms.DeformedCopyd`.
 
         Returns:
             Dictionaries, see :func:`medvae.data.datalist`; attributes in their own units.
+
+        Raises:
+            CohortError: fewer than one copy.
         """
-        return datalist(self.subjects, self.attribute_names, self.label, split, self.classes)
+        rows = datalist(self.subjects, self.attribute_names, self.label, split, self.classes)
+        if not isinstance(copies, int) or copies < 1:
+            raise CohortError(f"copies is {copies!r}; expected a whole number, 1 or more.")
+        if copies == 1:
+            return rows
+        return [row | {"copy": number} for number in range(copies) for row in rows]
 
     def state(self) -> dict[str, Any]:
         """What :class:`CohortState` holds, as JSON knows it."""

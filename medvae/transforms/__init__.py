@@ -2,6 +2,7 @@
 
 from medvae.transforms.affines import PlanarAffined
 from medvae.transforms.artefacts import RandArtefactd
+from medvae.transforms.copies import DeformedCopyd
 from medvae.transforms.grid import CenterOnMaskd, ResampleToGridd
 from medvae.transforms.loading import LoadSubjectd
 from medvae.transforms.masks import MaskBackgroundd
@@ -11,6 +12,7 @@ from medvae.transforms.pipeline import preprocessing
 
 __all__ = [
     "CenterOnMaskd",
+    "DeformedCopyd",
     "LoadSubjectd",
     "MaskBackgroundd",
     "MeasureAttributesd",
