@@ -50,7 +50,7 @@ def test_attributes_follow_a_known_scaling(spatial_dims: int) -> None:
     after = deform(spatial_dims)(dict(before))
     size = "voxel_volume_ml" if spatial_dims == 3 else "pixel_area_mm2"
     shrunken = 1.25**-spatial_dims  # MONAI scales the grid, so 1 + 0.25 makes things smaller
-    assert after[size] == pytest.approx(10.0 * shrunken, rel=0.05)
+    assert after[size] == pytest.approx(10.0 * shrunken, rel=0.06)
     assert after["sphericity"] == pytest.approx(0.9, rel=0.03)
     assert (after["intensity_mean"], after["age"], after["label"]) == (3.0, 50.0, -1)
     truth = ball(10.0 / 1.25, spatial_dims)
