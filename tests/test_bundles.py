@@ -181,6 +181,25 @@ def test_inference_writes_codes_and_reconstructions_on_the_subjects_grid(trained
         values = np.asarray(result.dataobj)
         assert np.isfinite(values).all()
         assert values.std() > 0
+        for attribute in ATTRIBUTES[spatial_dims]:
+            (written,) = folder.rglob(f"{name}_map_{attribute}.nii.gz")
+            result = nib.load(written)
+            assert result.get_data_dtype() == np.float32
+            assert result.shape == image.shape
+            np.testing.assert_allclose(result.affine, image.affine, atol=1e-3)
+            assert np.asarray(result.dataobj).min() >= 0
+        assert (folder / name / f"{name}_maps.png").stat().st_size > 3000
+
+
+def test_inference_without_maps(trained, tmp_path):
+    root, spatial_dims = trained
+    run(
+        [CONFIGS / "inference.yaml"],
+        tiny(root, spatial_dims, maps=False, output_dir=str(tmp_path)),
+        "infer",
+    )
+    assert list(tmp_path.rglob("*_reconstruction.nii.gz"))
+    assert not list(tmp_path.rglob("*map*"))
 
 
 @pytest.fixture(scope="module")

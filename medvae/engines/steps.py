@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -118,7 +118,14 @@ class EvaluationStep:
 
     Returns `pred` (the reconstruction), `logits`, `mean`, `log_var` and the targets of the batch.
     Codes are posterior means, so the same input gives the same output.
+
+    Args:
+        maps: a `medvae.explain.AttributeMapInferer`, whose maps (B, K, *S) the output then has
+            under the key `maps`.
     """
+
+    def __init__(self, maps: Callable[[Tensor, nn.Module], Tensor] | None = None) -> None:
+        self.maps = maps
 
     def __call__(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         """Return the outputs of a batch as a dictionary of tensors."""
@@ -130,6 +137,8 @@ class EvaluationStep:
         with torch.no_grad():
             mean, log_var = network.encode(image)
             output = {"pred": network.decode(mean), "logits": network.classify(mean)}
+        if self.maps is not None:
+            output["maps"] = self.maps(image, network)
         engine.state.output = {**output, "mean": mean, "log_var": log_var, **targets}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)  # decollates and postprocesses

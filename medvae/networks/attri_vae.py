@@ -51,7 +51,11 @@ class AttriVAE(nn.Module):
         head_channels: widths of the head's hidden layers.
         decoder_channels: channels of the decoder's convolutions, one more than `channels`: one for
             each stride, in reverse, and one at full resolution; None mirrors `channels`.
-        dropout: probability, on the flattened encoder output.
+        pooled_layer: index of the encoder's convolution whose mean over all positions joins the
+            flattened output of the last; None for none. A mean of features adds up what belongs
+            to a structure wherever it lies, as volumes do, with few weights; it needs "BATCH" or no
+            normalisation, because normalising each image takes its mean away.
+        dropout: probability, on what the encoder gives the fully connected layers.
         norm: MONAI's name or (name, arguments) of the convolutions' normalisation.
         act: MONAI's name of the activation.
 
@@ -72,6 +76,7 @@ class AttriVAE(nn.Module):
         hidden_channels: Sequence[int] = (128, 96),
         head_channels: Sequence[int] = (32, 16),
         decoder_channels: Sequence[int] | None = None,
+        pooled_layer: int | None = None,
         dropout: float = 0.25,
         norm: str | tuple | None = "BATCH",
         act: str | tuple = "RELU",
@@ -83,7 +88,7 @@ class AttriVAE(nn.Module):
         self.latent_dim = latent_dim
         self.in_channels = in_channels
         self.attribute_names = tuple(attribute_names or ())
-        _check_arguments(self, spatial_dims, channels, steps, num_classes)
+        _check_arguments(self, spatial_dims, channels, steps, num_classes, pooled_layer)
 
         grid = [n // prod(s[axis] for s in steps) for axis, n in enumerate(self.image_size)]
         self.bottleneck_shape = (channels[-1], *grid)
@@ -95,9 +100,11 @@ class AttriVAE(nn.Module):
                 for (i, o), s in zip(pairwise(widths), steps, strict=True)
             )
         )
+        self.pooled_layer = -1 if pooled_layer is None else range(len(channels))[pooled_layer]
+        joined = flat + (0 if pooled_layer is None else channels[pooled_layer])
         self.dropout = nn.Dropout(dropout)
-        self.hidden = _mlp([flat, *hidden_channels], norm=False)
-        width = hidden_channels[-1] if hidden_channels else flat
+        self.hidden = _mlp([joined, *hidden_channels], norm=False)
+        width = hidden_channels[-1] if hidden_channels else joined
         self.mean = nn.Linear(width, latent_dim)
         self.log_var = nn.Linear(width, latent_dim)
 
@@ -133,9 +140,17 @@ class AttriVAE(nn.Module):
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of the posterior, each (B, D), for images (B, C, *S)."""
-        features = self.dropout(self.encoder(image).flatten(1))
-        features = self.hidden(features)
+        features = self.hidden(self.dropout(self._features(image)))
         return self.mean(features), self.log_var(features)
+
+    def _features(self, image: Tensor) -> Tensor:
+        """The flattened output of the encoder and, where asked, the means of one of its layers."""
+        features, means = image, image.flatten(1)[:, :0]
+        for index, block in enumerate(self.encoder):
+            features = block(features)
+            if index == self.pooled_layer:
+                means = features.flatten(2).mean(2)
+        return torch.cat([features.flatten(1), means], 1)
 
     def decode(self, z: Tensor) -> Tensor:
         """Return images in (0, 1), shape (B, C, *S), for codes (B, D)."""
@@ -189,6 +204,7 @@ def _check_arguments(
     channels: Sequence[int],
     steps: Sequence[tuple[int, ...]],
     num_classes: int,
+    pooled_layer: int | None,
 ) -> None:
     size = network.image_size
     if spatial_dims not in (2, 3):
@@ -211,6 +227,10 @@ def _check_arguments(
         raise ValueError(
             f"{len(network.attribute_names)} attributes need as many latent axes, found "
             f"latent_dim {network.latent_dim}"
+        )
+    if pooled_layer is not None and not -len(channels) <= pooled_layer < len(channels):
+        raise ValueError(
+            f"pooled_layer must name one of the {len(channels)} convolutions, found {pooled_layer}"
         )
     if num_classes < 0:
         raise ValueError(f"num_classes must be 0, 1 or more, found {num_classes}")

@@ -1,15 +1,23 @@
 """What a run leaves behind for people: metrics, tables and plots."""
 
 from medvae.report.evaluation import Evaluation, Predictions, predict
-from medvae.report.plots import plot_codes, plot_curves, plot_reconstructions
+from medvae.report.plots import (
+    MapMontaged,
+    plot_codes,
+    plot_curves,
+    plot_maps,
+    plot_reconstructions,
+)
 from medvae.report.tables import metrics_table
 
 __all__ = [
     "Evaluation",
+    "MapMontaged",
     "Predictions",
     "metrics_table",
     "plot_codes",
     "plot_curves",
+    "plot_maps",
     "plot_reconstructions",
     "predict",
 ]

@@ -5,6 +5,9 @@
 Every variant is the bundle with overlays, run through `python -m monai.bundle run training`. The
 learning rate of a variant is the one with the best validation interpretability (seed 0); the
 checkpoint of a run is chosen by the same number; the test patients are never used for either.
+With `--development` the test patients are left out of the table altogether and the rest is split
+again, another way for each seed: settings are chosen by what this prints, and the test patients
+are scored once, without the option.
 Finished runs are kept in the output folder and not repeated, so the table can be filled in steps.
 Prints a Markdown table: mean and spread (half the range) over seeds on the test split.
 """
@@ -14,12 +17,15 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import yaml
 
+from medvae.data import load_subjects, split_subjects
 from medvae.report.tables import markdown_table
 
 REPOSITORY = Path(__file__).parents[2]
@@ -67,6 +73,17 @@ def run(folder: Path, cohort: str, overlays: list[str], options: dict[str, objec
         subprocess.run(command, check=True, stdout=log, stderr=log)
 
 
+def development_table(cohort: str, folder: Path) -> Path:
+    """Write a cohort's table without its test patients."""
+    overlay = yaml.safe_load((CONFIGS / "datasets" / f"{cohort}.yaml").read_text())
+    source = REPOSITORY.parent / "shared" / "data" / cohort / "subjects.csv"
+    table = split_subjects(load_subjects(source), label=overlay["label"])
+    table = table[table["split"] != "test"].drop(columns="split")
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / "subjects.csv", index=False)
+    return folder / "subjects.csv"
+
+
 def validation_score(folder: Path) -> float:
     """Return the best validation interpretability of a run."""
     with (folder / "eval" / "history.csv").open() as file:
@@ -82,8 +99,10 @@ def scores(folder: Path) -> dict[str, float]:
     classification = metrics.get("classification", {})
     row["auc"] = classification.get("auc", {}).get("value", np.nan)
     row["auc_of_raw"] = classification.get("reference", {}).get("auc", {}).get("value", np.nan)
+    prediction = metrics.get("prediction_r2", {}).get("attributes", {})
     for name, entry in found["interpretability"]["attributes"].items():
-        row[name] = entry["value"]
+        row[f"r2 {name}"] = entry["value"]
+        row[f"R2 {name}"] = prediction.get(name, {}).get("value", np.nan)
     return row
 
 
@@ -103,17 +122,27 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(ABLATIONS), choices=list(ABLATIONS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, help="default: the overlay's")
     parser.add_argument("--only-print", action="store_true", help="run nothing")
+    parser.add_argument("--development", action="store_true", help="without the test patients")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the config")
     arguments = parser.parse_args()
 
+    settings: dict[str, object] = dict(entry.split("=", 1) for entry in arguments.set)
+    if arguments.epochs is not None:
+        settings["max_epochs"] = arguments.epochs
+    tag = re.sub("[^A-Za-z0-9_.]+", "-", "".join(f"_{entry}" for entry in arguments.set))
+    if arguments.development:
+        arguments.output = arguments.output / "development"
+        table_file = development_table(arguments.cohort, arguments.output.absolute() / "tables")
+        settings |= {"subjects": table_file, "fractions": [0.65, 0.1, 0.25]}
     table: dict[str, list[dict[str, float]]] = {}
     for variant in arguments.variants:
-        root = arguments.output.absolute() / arguments.cohort / variant.replace(", ", "_")
+        root = arguments.output.absolute() / arguments.cohort / (variant.replace(", ", "_") + tag)
         runs = {}
         for rate in arguments.learning_rates:
             runs[rate] = root.parent / f"{root.name}_lr{rate:g}_seed0".replace(" ", "_")
-            options: dict[str, object] = {"max_epochs": arguments.epochs, "learning_rate": rate}
+            options = settings | {"learning_rate": rate}
             if not arguments.only_print:
                 run(runs[rate], arguments.cohort, ABLATIONS[variant], options | {"seed": 0})
         done = {r: f for r, f in runs.items() if (f / "eval" / "metrics.json").exists()}
@@ -123,7 +152,8 @@ def main() -> None:
         rows = []
         for seed in arguments.seeds:
             folder = Path(str(done[best]).replace("_seed0", f"_seed{seed}"))
-            options = {"max_epochs": arguments.epochs, "learning_rate": best, "seed": seed}
+            options = settings | {"learning_rate": best}
+            options |= {"seed": seed} | ({"split_seed": seed} if arguments.development else {})
             if not arguments.only_print:
                 run(folder, arguments.cohort, ABLATIONS[variant], options)
             if (folder / "eval" / "metrics.json").exists():
