@@ -6,6 +6,7 @@ from medvae.data.files import Volume, read_image, read_mask
 from medvae.data.measured import check_and_measure
 from medvae.data.output import check_overwrite, check_writable, write_text
 from medvae.data.phantom_cohort import phantoms
+from medvae.data.record import check_settings, write_record
 from medvae.data.run import check_training
 from medvae.data.scaler import AttributeScaler
 from medvae.data.split import SPLITS, split_subjects
@@ -21,6 +22,7 @@ __all__ = [
     "Volume",
     "check_and_measure",
     "check_overwrite",
+    "check_settings",
     "check_training",
     "check_writable",
     "cohort_or_exit",
@@ -32,5 +34,6 @@ __all__ = [
     "read_image",
     "read_mask",
     "split_subjects",
+    "write_record",
     "write_text",
 ]

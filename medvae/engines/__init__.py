@@ -1,5 +1,6 @@
 """What the bundles hand to MONAI's engines: the only training code."""
 
+from medvae.engines.checkpoint import Checkpoint, check_run, finish_run
 from medvae.engines.handlers import (
     History,
     InterpretabilityMetric,
@@ -15,6 +16,7 @@ from medvae.engines.steps import (
 )
 
 __all__ = [
+    "Checkpoint",
     "EvaluationStep",
     "History",
     "InterpretabilityMetric",
@@ -22,6 +24,8 @@ __all__ = [
     "PrepareAttributes",
     "ProgressBar",
     "TrainingStep",
+    "check_run",
     "class_probabilities",
+    "finish_run",
     "read_history",
 ]

@@ -129,9 +129,17 @@ class History:
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
+        engine.add_event_handler(Events.STARTED, self._keep_until_here)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    def _keep_until_here(self, engine: Engine) -> None:
+        """Drop the rows of an epoch that a killed run did not complete, or of an earlier run."""
+        if self.path.exists():
+            head, *lines = self.path.read_text().splitlines()
+            kept = [row for row in lines if row and float(row.split(",")[0]) <= engine.state.epoch]
+            write_text(self.path, "\n".join([head, *kept, ""]) if kept else "")
 
     def _start(self, engine: Engine) -> None:
         self._sums, self._count = {}, 0
@@ -146,10 +154,10 @@ class History:
         row |= {name: total / self._count for name, total in self._sums.items()}
         if self.evaluator is not None:
             row |= {f"val_{k}": float(v) for k, v in self.evaluator.state.metrics.items()}
-        first = engine.state.epoch == 1 or not self.path.exists()
+        first = not self.path.exists() or self.path.stat().st_size == 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w" if first else "a", newline="") as file:
-            writer = csv.DictWriter(file, row)
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row, lineterminator="\n")
             if first:
                 writer.writeheader()
             writer.writerow(row)

@@ -1,4 +1,7 @@
-"""Metrics of codes, images and class predictions: numpy in, numbers out, each beside its chance."""
+"""Metrics of codes, images, class predictions and maps, each beside its chance.
+
+Numpy in, numbers out; those of maps, which ask the network again, take and give tensors.
+"""
 
 from .classification import accuracy, balanced_accuracy, classification_report, roc_auc
 from .disentanglement import (
@@ -18,6 +21,7 @@ from .intervals import (
     half_sample_rows,
     percentile_interval,
 )
+from .localisation import deletion_area, localisation
 from .peer import raw_attribute_classifier
 from .prediction import prediction_r2
 from .report import disentanglement_report
@@ -30,12 +34,14 @@ __all__ = [
     "bootstrap_rows",
     "classification_report",
     "dci",
+    "deletion_area",
     "disentanglement_report",
     "entropy",
     "half_sample_interval",
     "half_sample_rows",
     "interpretability",
     "is_discrete",
+    "localisation",
     "mig",
     "modularity",
     "mutual_information",

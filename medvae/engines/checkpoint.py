@@ -1,0 +1,194 @@
+"""Keeping the model, and all that a killed training needs to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from monai.transforms import Compose
+from monai.utils import set_determinism
+from torch import nn
+
+from medvae.data import CohortError
+from medvae.data.record import run_settings, settings_difference
+
+__all__ = ["Checkpoint", "check_run", "finish_run"]
+
+MODEL, CHECKPOINT = "model.pt", "checkpoint.pt"
+
+
+def check_run(
+    ckpt_dir: str | Path, output_dir: str | Path, overwrite: bool = False, resume: bool = True
+) -> None:
+    """Refuse to replace the model or results of a finished run, unless asked to.
+
+    A run that was interrupted has left a checkpoint, from which it goes on where it is started
+    again with the same settings. With other settings, or without `resume`, it begins anew if
+    `overwrite` allows it.
+
+    Raises:
+        CohortError: a finished run is there, or an interrupted one with other settings.
+    """
+    checkpoint = Path(ckpt_dir) / CHECKPOINT
+    if checkpoint.exists():
+        difference = settings_difference(run_settings(), _settings(checkpoint))
+        if resume and difference is None:
+            return
+        if not overwrite:
+            reason = difference or "resume is false"
+            raise CohortError(
+                f"A training in '{ckpt_dir}' was interrupted, and this one is not its "
+                f"continuation ({reason}); expected the same settings, another folder, or the "
+                "option overwrite to begin anew."
+            )
+        _on_first_rank(lambda: checkpoint.unlink(missing_ok=True))
+    existing = [Path(ckpt_dir) / MODEL, Path(output_dir) / "metrics.json"]
+    found = [str(path) for path in existing if path.exists()]
+    if found and not overwrite:
+        raise CohortError(
+            f"The results {' and '.join(found)} are already there; "
+            "expected another output folder, or the option overwrite."
+        )
+
+
+def finish_run(ckpt_dir: str | Path) -> None:
+    """Remove the checkpoint of a run that is complete: there is nothing left to resume."""
+    _on_first_rank(lambda: (Path(ckpt_dir) / CHECKPOINT).unlink(missing_ok=True))
+
+
+class Checkpoint:
+    """Handler of the trainer that writes `model.pt`, and after every epoch `checkpoint.pt`.
+
+    Started in a folder with a checkpoint, the training goes on after its epoch, to the same bits
+    as without the interruption: what is random in an epoch follows from the seed, the epoch and
+    the rank alone, and the rest (weights, optimizer, schedules, best metric) is in the file. Files
+    are replaced whole, so a kill at any moment leaves the last good ones. Of several ranks the
+    first writes and all read. First in the list of handlers, so that the others see the epoch.
+
+    Args:
+        folder: where the two files go.
+        network: what `model.pt` holds.
+        optimizer: of the training.
+        lr_scheduler: of the training.
+        evaluator: whose best key metric selects the model.
+        loss: whose number `beta` a schedule changes.
+        transform: of the training images; its random transforms are seeded for each epoch.
+        seed: of the training.
+        select: "best": the model of the epoch with the best key metric; "last": of the last.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any = None,
+        evaluator: Any = None,
+        loss: Any = None,
+        transform: Compose | None = None,
+        seed: int = 0,
+        select: Literal["best", "last"] = "best",
+    ) -> None:
+        if select not in ("best", "last"):
+            raise CohortError(f"select is '{select}'; expected 'best' or 'last'.")
+        self.folder = Path(folder)
+        self.network = getattr(network, "module", network)
+        self.parts = {"network": self.network, "optimizer": optimizer}
+        if lr_scheduler is not None:
+            self.parts["lr_scheduler"] = lr_scheduler
+        self.evaluator, self.loss, self.transform = evaluator, loss, transform
+        self.seed, self.select = seed, select
+        self.settings = run_settings()
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._seed)
+
+    def _start(self, engine: Engine) -> None:
+        if (self.folder / CHECKPOINT).exists():
+            self._load(engine, _read(self.folder / CHECKPOINT))
+        # now, so that validation and schedules of the epoch come first
+        if not engine.has_event_handler(self._save, Events.EPOCH_COMPLETED):
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+
+    def _seed(self, engine: Engine) -> None:
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        sequence = np.random.SeedSequence([self.seed, engine.state.epoch, rank])
+        seed = int(sequence.generate_state(1)[0])
+        set_determinism(seed)
+        if self.transform is not None:
+            self.transform.set_random_state(seed)
+
+    def _load(self, engine: Engine, saved: Mapping[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
+        engine.state.epoch, engine.state.iteration = saved["epoch"], saved["iteration"]
+        if self.evaluator is not None:
+            self.evaluator.state.best_metric = saved["best_metric"]
+            self.evaluator.state.best_metric_epoch = saved["best_metric_epoch"]
+        if self.loss is not None:
+            self.loss.beta = saved["beta"]
+        engine.logger.info("Resuming after epoch %d", engine.state.epoch)
+
+    def _save(self, engine: Engine) -> None:
+        state = None if self.evaluator is None else self.evaluator.state
+        saved: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
+        saved |= {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
+        saved["best_metric"] = None if state is None else float(state.best_metric)
+        saved["best_metric_epoch"] = None if state is None else state.best_metric_epoch
+        saved["beta"] = None if self.loss is None else float(self.loss.beta)
+        saved["settings"] = json.dumps(self.settings)
+        is_best = state is None or state.best_metric_epoch == engine.state.epoch
+
+        def write() -> None:
+            if self.select == "last" or is_best:
+                _write(self.network.state_dict(), self.folder / MODEL)
+            _write(saved, self.folder / CHECKPOINT)
+
+        _on_first_rank(write)
+
+
+def _on_first_rank(action: Any) -> None:
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        action()
+
+
+def _write(content: Any, path: Path) -> None:
+    """Replace a file whole or not at all, and only once the new one is on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise CohortError(
+            f"The file '{path}' cannot be written ({error}); the last good one is kept, and the "
+            "training goes on from it when it is started again."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch raises half a dozen kinds, by the byte where a file ends
+        raise CohortError(
+            f"The checkpoint '{path}' cannot be read ({type(error).__name__}); remove it to begin "
+            "anew."
+        ) from error
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    return dict(json.loads(_read(path).get("settings", "{}")))
