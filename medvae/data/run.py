@@ -7,7 +7,7 @@ from medvae.data.errors import CohortError
 
 __all__ = ["check_training"]
 
-KNOWN = 3  # a straight line through two points fits them whatever they are
+KNOWN = 5  # medvae.metrics scores no attribute that is known less often
 
 
 def check_training(

@@ -97,7 +97,7 @@ class Checkpoint:
         select: Literal["best", "last"] = "best",
     ) -> None:
         if select not in ("best", "last"):
-            raise CohortError(f"select is '{select}'; expected 'best' or 'last'.")
+            raise ValueError(f"select is '{select}'; expected 'best' or 'last'.")
         self.folder = Path(folder)
         self.network = getattr(network, "module", network)
         self.parts = {"network": self.network, "optimizer": optimizer}
@@ -163,7 +163,7 @@ def _on_first_rank(action: Any) -> None:
 
 def _write(content: Any, path: Path) -> None:
     """Replace a file whole or not at all, and only once the new one is on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.partial")  # what a kill leaves is written over
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

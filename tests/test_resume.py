@@ -1,0 +1,198 @@
+"""A training that is killed goes on to the same bits, and contradictions are said in a sentence."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from test_bundles import CONFIGS, run, tiny, training
+
+from medvae.data import CohortError, phantoms
+from medvae.data.record import data_fingerprint, settings_difference
+from medvae.engines.checkpoint import _write
+
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+
+# Runs the bundle in a process that kills itself, as power does, when it comes to `WHERE`.
+KILLED = """
+import os, signal, sys, json, warnings
+sys.path[:0] = [{tests!r}]
+warnings.filterwarnings("ignore")
+import medvae.engines.checkpoint as checkpoint
+import medvae.report.evaluation as evaluation
+from test_bundles import CONFIGS, run
+from ignite.engine import Engine
+
+where, overrides = json.loads(sys.argv[1])
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+if where == "in the middle of an epoch":
+    step = checkpoint.Checkpoint._seed
+    def seed(self, engine):
+        step(self, engine)
+        if engine.state.epoch == 3:
+            engine.add_event_handler(checkpoint.Events.ITERATION_COMPLETED(once=15), die)
+    checkpoint.Checkpoint._seed = seed
+elif where == "while a checkpoint is written":
+    save, count = checkpoint.torch.save, [0]
+    def half(content, file):
+        save(content, file)
+        count[0] += "optimizer" in content
+        if count[0] == 2 and "optimizer" in content:
+            file.seek(500); file.truncate(); file.flush(); die()
+    checkpoint.torch.save = half
+elif where == "between the model and the checkpoint":
+    write, count = checkpoint._write, [0]
+    def second(content, path):
+        count[0] += path.name == "checkpoint.pt"
+        if count[0] == 2 and path.name == "checkpoint.pt": die()
+        write(content, path)
+    checkpoint._write = second
+elif where == "during the evaluation":
+    evaluation.Evaluation._plot = lambda *a: die()
+run([CONFIGS / "train.yaml"], overrides)
+"""
+WHERE = (
+    "in the middle of an epoch",
+    "while a checkpoint is written",
+    "between the model and the checkpoint",
+    "during the evaluation",
+)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: Any) -> Path:
+    root = tmp_path_factory.mktemp("cohort")
+    phantoms(root / "data", 40, spatial_dims=2)
+    return root
+
+
+def overrides(cohort: Path, folder: Path, **settings: Any) -> dict[str, Any]:
+    flips = [
+        {"_target_": "DeleteItemsd", "keys": "mask"},
+        {"_target_": "RandFlipd", "keys": "image", "prob": 0.5, "spatial_axis": 0},
+        {"_target_": "RandGaussianNoised", "keys": "image", "prob": 0.5},
+    ]
+    return training(cohort, 2) | {
+        "ckpt_dir": str(folder / "models"),
+        "output_dir": str(folder / "eval"),
+        "max_epochs": 4,
+        "warmup_epochs": 3,
+        "augmentation": flips,
+        "dropout": 0.2,
+        **settings,
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cohort: Path, tmp_path_factory: Any) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run([CONFIGS / "train.yaml"], overrides(cohort, folder))
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(torch.load(folder / "models" / "model.pt", weights_only=True))
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_killed_training_resumes_to_the_same_bits(cohort, uninterrupted, tmp_path, where):
+    code = KILLED.format(tests=str(Path(__file__).parent))
+    arguments = json.dumps([where, overrides(cohort, tmp_path)])
+    killed = subprocess.run(
+        [sys.executable, "-c", code, arguments], capture_output=True, text=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    left = torch.load(tmp_path / "models" / "checkpoint.pt", weights_only=True)
+    epochs = dict(zip(WHERE, (2, 1, 1, 4), strict=True))
+    assert left["epoch"] == epochs[where]
+    run([CONFIGS / "train.yaml"], overrides(cohort, tmp_path))
+    expected, found = weights(uninterrupted), weights(tmp_path)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    for name in ("history.csv", "predictions.csv", "metrics.json"):
+        one, two = ((f / "eval" / name).read_text() for f in (uninterrupted, tmp_path))
+        assert one == two, name
+    assert not (tmp_path / "models" / "checkpoint.pt").exists()
+    assert not list((tmp_path / "models").glob(".*"))
+
+
+def test_an_interrupted_run_is_not_continued_with_other_settings(cohort, tmp_path, capsys):
+    first = overrides(cohort, tmp_path, max_epochs=1)
+    run([CONFIGS / "train.yaml"], first | {"run": ["$@train::trainer.run()"]})
+    assert (tmp_path / "models" / "checkpoint.pt").exists()
+    with pytest.raises(SystemExit, match="latent_dim is 7 here and was 6.*overwrite"):
+        run([CONFIGS / "train.yaml"], first | {"latent_dim": 7})
+    with pytest.raises(SystemExit, match="resume is false"):
+        run([CONFIGS / "train.yaml"], first | {"resume": False})
+    run([CONFIGS / "train.yaml"], first | {"latent_dim": 7, "overwrite": True})
+    with pytest.raises(SystemExit, match="already there"):
+        run([CONFIGS / "train.yaml"], first | {"latent_dim": 7})
+
+
+def test_select_last_keeps_the_last_epoch(cohort, tmp_path):
+    settings = overrides(cohort, tmp_path, select="last", max_epochs=3)
+    run([CONFIGS / "train.yaml"], settings | {"run": ["$@train::trainer.run()"]})
+    last = torch.load(tmp_path / "models" / "checkpoint.pt", weights_only=True)["network"]
+    assert all(torch.equal(value, last[name]) for name, value in weights(tmp_path).items())
+    with pytest.raises(SystemExit, match="select is 'newest'; expected 'best' or 'last'"):
+        run([CONFIGS / "train.yaml"], settings | {"select": "newest", "overwrite": True})
+
+
+def test_the_record_says_what_was_run(cohort, uninterrupted):
+    record = json.loads((uninterrupted / "models" / "run.json").read_text())
+    assert record["settings"]["latent_dim"] == 6
+    assert record["settings"]["max_epochs"] == 4
+    assert record["seed"] == 0
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["data"]["rows"] == 40
+    assert len(record["data"]["sha256"]) == 64
+
+
+def test_the_fingerprint_follows_the_data_and_not_its_place(tmp_path):
+    one = phantoms(tmp_path / "one", 5, spatial_dims=2)
+    two = phantoms(tmp_path / "two", 5, spatial_dims=2)
+    other = phantoms(tmp_path / "three", 5, spatial_dims=2, seed=1)
+    assert data_fingerprint(one) == data_fingerprint(two) != data_fingerprint(other)
+    assert data_fingerprint(one) != data_fingerprint(one.assign(new=1))
+
+
+def test_inference_refuses_a_configuration_that_contradicts_the_training(
+    cohort, uninterrupted, tmp_path
+):
+    folders = {"ckpt_dir": str(uninterrupted / "models"), "output_dir": str(tmp_path / "out")}
+    settings = tiny(cohort, 2, **folders, dropout=0.2)
+    for name, value in (("spacing_mm", 5.0), ("window", [0, 900]), ("latent_dim", 9)):
+        with pytest.raises(SystemExit, match=f"{name} is .* here and was"):
+            run([CONFIGS / "inference.yaml"], settings | {name: value}, "infer")
+    assert not (tmp_path / "out").exists()
+    run([CONFIGS / "inference.yaml"], settings | {"batch_size": 3}, "infer")
+    assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 40
+
+
+def test_a_component_is_not_a_setting():
+    assert settings_difference({"a": "$1", "b": {"x": 1}}, {"a": "$2", "b": {"x": 2}}) is None
+    assert settings_difference({"a": 1, "overwrite": True}, {"a": 1, "overwrite": False}) is None
+    assert settings_difference({"a": [1]}, {"a": [2]}) == "a is [1] here and was [2]"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device without space")
+def test_a_full_disk_ends_in_a_sentence_and_keeps_the_last_file(tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    _write({"a": torch.zeros(3)}, path)
+    real = Path.open
+
+    def full(self: Path, *arguments: Any, **options: Any) -> Any:
+        return real(Path("/dev/full") if self.name.startswith(".model") else self, "wb")
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(CohortError, match="model.pt' cannot be written.*last good one is kept"):
+        _write({"a": torch.ones(100_000)}, path)
+    monkeypatch.undo()
+    assert torch.load(path, weights_only=True)["a"].sum() == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
