@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import EpochMetric
 from torch import Tensor
@@ -39,6 +40,10 @@ class InterpretabilityMetric(EpochMetric):
             output_transform=lambda output: (output["mean"], output["attributes"]),
             check_compute_fn=False,
         )
+
+    def compute(self) -> float:
+        """Return the metric of the rows of this process, which sees the whole validation split."""
+        return self._compute(torch.cat(self._predictions), torch.cat(self._targets))
 
     def _compute(self, codes: Tensor, attributes: Tensor) -> float:
         axes = list(range(attributes.shape[1])) if self.tied else None

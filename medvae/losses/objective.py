@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from medvae.losses.attribute import attribute_leakage
 from medvae.losses.elbo import gaussian_reconstruction, kl_divergence
+from medvae.losses.gather import gather_batch
 
 if TYPE_CHECKING:
     from medvae.networks import AttriVAEOutput
@@ -39,7 +40,9 @@ class AttriVAELoss(nn.Module):
     """Reconstruction + beta KL + gamma attribute regularisation + alpha classification.
 
     The objective of Attri-VAE (Cetin et al. 2023, equation 1) with a further, optional term that
-    keeps the attributes out of the free axes. Weights are plain attributes, so that
+    keeps the attributes out of the free axes. Under torch.distributed all terms but the
+    reconstruction are those of the ranks' joint batch, so that n ranks train as one with n times
+    the batch. Weights are plain attributes, so that
     `monai.handlers.ParamSchedulerHandler` can warm them up.
 
     Args:
@@ -97,7 +100,7 @@ class AttriVAELoss(nn.Module):
             Scalars `loss`, `reconstruction`, `kl` and, where used, `attribute`, `leakage` and
             `classification`, each already multiplied by its weight.
         """
-        mean, log_var = output.mean.float(), output.log_var.float()
+        mean, log_var = gather_batch(output.mean.float()), gather_batch(output.log_var.float())
         terms = {
             "reconstruction": self.reconstruction_weight
             * self.reconstruction(output.reconstruction, image),
@@ -105,11 +108,13 @@ class AttriVAELoss(nn.Module):
         }
         if attributes is not None and attributes.shape[1] > 0:
             tied = attributes.shape[1]
-            codes = mean if self.regularize_mean else output.z.float()
+            attributes = gather_batch(attributes)
+            codes = mean if self.regularize_mean else gather_batch(output.z.float())
             if self.attribute is not None:
                 terms["attribute"] = self.gamma * self.attribute(codes[:, :tied], attributes)
             if self.leakage > 0:
                 terms["leakage"] = self.leakage * attribute_leakage(mean[:, tied:], attributes)
         if label is not None and output.logits.shape[1] > 0:
-            terms["classification"] = self.alpha * classification_loss(output.logits, label)
+            logits, label = gather_batch(output.logits), gather_batch(label)
+            terms["classification"] = self.alpha * classification_loss(logits, label)
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}

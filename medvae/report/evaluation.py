@@ -120,7 +120,8 @@ class Evaluation:
         overwrite: bool = False,
         progress: bool = True,
     ) -> None:
-        self.network, self.cohort, self.data = network, cohort, data
+        self.network = getattr(network, "module", network)  # under DDP
+        self.cohort, self.data = cohort, data
         self.prepare_batch, self.device = prepare_batch, device
         self.output_dir, self.checkpoint = Path(output_dir), checkpoint
         self.readout, self.history = readout, history

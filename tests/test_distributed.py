@@ -1,0 +1,145 @@
+"""Two processes on the CPU train as one with the doubled batch, and what a rank's death does."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import yaml
+from test_bundles import CONFIGS, training
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from medvae.data import phantoms
+from medvae.losses import AttributeRegularizationLoss, AttriVAELoss
+from medvae.networks import AttriVAE
+
+STEPS, BATCH = 3, 4
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return int(found.getsockname()[1])
+
+
+def network() -> AttriVAE:
+    torch.manual_seed(0)
+    vae = AttriVAE(
+        2, image_size=8, latent_dim=5, channels=(4, 4), strides=(2, 1), hidden_channels=(8,),
+        dropout=0.0, norm=("GROUP", {"num_groups": 2}), head_channels=(), num_classes=1,
+    )  # fmt: skip
+    nn.init.zeros_(vae.log_var.weight)
+    nn.init.constant_(vae.log_var.bias, -40.0)  # no noise, which two processes draw differently
+    return vae
+
+
+def data() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(STEPS, 2 * BATCH, 1, 8, 8, generator=generator)
+    attributes = torch.randn(STEPS, 2 * BATCH, 2, generator=generator)
+    attributes[:, ::3, 1] = float("nan")
+    labels = torch.randint(-1, 2, (STEPS, 2 * BATCH), generator=generator)
+    return images, attributes, labels
+
+
+def train(model: nn.Module, mine: slice) -> tuple[list[float], list[Tensor], list[Tensor]]:
+    """Return the losses, the gradients of the first step and the weights after the last."""
+    form = AttributeRegularizationLoss(published=1.0, ranking=1.0, correlation=1.0, regression=1.0)
+    loss = AttriVAELoss(form, beta=0.1, gamma=3.0, alpha=2.0, leakage=4.0, regularize_mean=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    losses, gradients = [], []
+    for images, attributes, labels in zip(*data(), strict=True):
+        optimizer.zero_grad()
+        value = loss(model(images[mine]), images[mine], attributes[mine], labels[mine])["loss"]
+        value.backward()
+        losses.append(float(value.detach()))
+        if not gradients:
+            gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        optimizer.step()
+    return losses, gradients, [p.detach().clone() for p in model.parameters()]
+
+
+def worker(rank: int, port: int, results: str) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://localhost:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    model = DistributedDataParallel(network())
+    found = train(model, slice(rank * BATCH, (rank + 1) * BATCH))
+    torch.save(found, f"{results}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_equal_one_with_the_doubled_batch(tmp_path: Path) -> None:
+    mp.spawn(worker, (free_port(), str(tmp_path)), nprocs=2)
+    losses, gradients, weights = train(network(), slice(None))
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    means = [(a + b) / 2 for a, b in zip(ranks[0][0], ranks[1][0], strict=True)]
+    assert means == pytest.approx(losses, rel=1e-5)
+    for expected, *found in zip(gradients, ranks[0][1], ranks[1][1], strict=True):
+        assert torch.equal(*found)
+        torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
+    for expected, *found in zip(weights, ranks[0][2], ranks[1][2], strict=True):
+        torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-6)
+    start = list(network().parameters())
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(weights, start, strict=True))
+
+
+def torchrun(settings: dict[str, Any], *overlays: Path) -> subprocess.Popen[str]:
+    files = [str(CONFIGS / name) for name in ("train.yaml", "multi_gpu_train.yaml")]
+    files += map(str, overlays)
+    names = {"meta_file": CONFIGS / "metadata.json", "logging_file": CONFIGS / "logging.conf"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--master_port", str(free_port()), "-m", "monai.bundle", "run", "training"]
+    command += [f"--config_file={files}"]
+    command += [f"--{key}={value}" for key, value in (settings | names).items()]
+    return subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: Any) -> Path:
+    root = tmp_path_factory.mktemp("cohort")
+    phantoms(root / "data", 40, spatial_dims=2)
+    return root
+
+
+def test_the_bundle_runs_on_two_processes(cohort: Path) -> None:
+    process = torchrun(training(cohort, 2))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+    history = pd.read_csv(cohort / "eval" / "history.csv")
+    assert list(history["epoch"]) == [1, 2]
+    assert history["val_interpretability"].notna().all()
+    for name in ("models/model.pt", "models/run.json", "eval/metrics.json", "eval/codes.png"):
+        assert (cohort / name).exists()
+    assert output.count("Done: look at") == 1
+    weights = torch.load(cohort / "models" / "model.pt", weights_only=True)
+    assert not any(name.startswith("module.") for name in weights)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_rank_that_dies_ends_the_others(cohort: Path, tmp_path: Path) -> None:
+    folders = {"ckpt_dir": tmp_path / "models", "output_dir": tmp_path / "eval"}
+    die = "$os.kill(os.getpid(), 9) if dist.get_rank() == 1 else None"
+    settings = training(cohort, 2) | folders | {"max_epochs": 10_000}
+    overlay = tmp_path / "die.yaml"
+    overlay.write_text(yaml.safe_dump({"run": [die, "$@train::trainer.run()"]}))
+    started = time.monotonic()
+    process = torchrun(settings, overlay)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "Signal 9 (SIGKILL) received" in output
+    assert time.monotonic() - started < 100
