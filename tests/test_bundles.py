@@ -202,6 +202,28 @@ def test_inference_without_maps(trained, tmp_path):
     assert not list(tmp_path.rglob("*map*"))
 
 
+def test_inference_with_traversals(trained, tmp_path):
+    root, spatial_dims = trained
+    (first, second) = ATTRIBUTES[spatial_dims]
+    settings = {"maps": False, "traversals": True, "traversal_values": {second: [3.0, 9.0, 12.0]}}
+    subjects = pd.read_csv(root / "data" / "subjects.csv").head(2)
+    for column in ("image", "mask"):
+        subjects[column] = [str(root / "data" / cell) for cell in subjects[column]]
+    subjects.to_csv(tmp_path / "two.csv", index=False)
+    settings |= {"subjects": str(tmp_path / "two.csv"), "output_dir": str(tmp_path / "out")}
+    run([CONFIGS / "inference.yaml"], tiny(root, spatial_dims) | settings, "infer")
+    for name, image in zip(subjects["id"], subjects["image"], strict=True):
+        original = nib.load(image)
+        for attribute, count in ((first, 5), (second, 3)):
+            (written,) = (tmp_path / "out").rglob(f"{name}_traversal_{attribute}.nii.gz")
+            result = nib.load(written)
+            assert result.shape[:spatial_dims] == original.shape[:spatial_dims]
+            assert result.shape[-1] == count
+            np.testing.assert_allclose(result.affine, original.affine, atol=1e-3)
+            assert np.isfinite(np.asarray(result.dataobj)).all()
+        assert (tmp_path / "out" / name / f"{name}_traversals.png").stat().st_size > 3000
+
+
 @pytest.fixture(scope="module")
 def root3d(tmp_path_factory):
     root = tmp_path_factory.mktemp("bundle")

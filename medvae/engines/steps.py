@@ -120,12 +120,14 @@ class EvaluationStep:
     Codes are posterior means, so the same input gives the same output.
 
     Args:
-        maps: a `medvae.explain.AttributeMapInferer`, whose maps (B, K, *S) the output then has
-            under the key `maps`.
+        inferers: further images of the same grid by their keys in the output, such as `maps` by a
+            `medvae.explain.AttributeMapInferer`; None is left out.
     """
 
-    def __init__(self, maps: Callable[[Tensor, nn.Module], Tensor] | None = None) -> None:
-        self.maps = maps
+    def __init__(
+        self, inferers: Mapping[str, Callable[[Tensor, nn.Module], Tensor] | None] | None = None
+    ) -> None:
+        self.inferers = {k: v for k, v in (inferers or {}).items() if v is not None}
 
     def __call__(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         """Return the outputs of a batch as a dictionary of tensors."""
@@ -137,8 +139,7 @@ class EvaluationStep:
         with torch.no_grad():
             mean, log_var = network.encode(image)
             output = {"pred": network.decode(mean), "logits": network.classify(mean)}
-        if self.maps is not None:
-            output["maps"] = self.maps(image, network)
+        output |= {key: inferer(image, network) for key, inferer in self.inferers.items()}
         engine.state.output = {**output, "mean": mean, "log_var": log_var, **targets}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)  # decollates and postprocesses

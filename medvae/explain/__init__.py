@@ -1,6 +1,22 @@
 """Looking through a trained model: what its latent axes say about a subject."""
 
+from medvae.explain.manipulation import (
+    TraversalInferer,
+    interpolate,
+    replace_axes,
+    sample,
+    traverse,
+)
 from medvae.explain.maps import AttributeMapInferer, attribute_maps
 from medvae.explain.readout import Readout
 
-__all__ = ["AttributeMapInferer", "Readout", "attribute_maps"]
+__all__ = [
+    "AttributeMapInferer",
+    "Readout",
+    "TraversalInferer",
+    "attribute_maps",
+    "interpolate",
+    "replace_axes",
+    "sample",
+    "traverse",
+]

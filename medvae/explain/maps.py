@@ -84,7 +84,7 @@ def attribute_maps(
         raise ValueError(f"image must have shape (B, C, *S), 2D or 3D, found {tuple(image.shape)}")
     network = getattr(network, "module", network)  # under DDP
     targets = _Targets(network, attributes)
-    with torch.inference_mode(False), _evaluating(network), torch.no_grad():
+    with torch.inference_mode(False), evaluating(network), torch.no_grad():
         image = torch.as_tensor(image).as_subclass(Tensor)
         image = image.clone() if image.is_inference() else image.detach()
         if method == "integrated_gradients":
@@ -168,7 +168,7 @@ def _axis(name: str, names: list[str]) -> int:
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; every module's own mode again outside."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()

@@ -3,10 +3,12 @@
 from medvae.report.evaluation import Evaluation, Predictions, predict
 from medvae.report.plots import (
     MapMontaged,
+    TraversalMontaged,
     plot_codes,
     plot_curves,
     plot_maps,
     plot_reconstructions,
+    plot_traversals,
 )
 from medvae.report.tables import metrics_table
 
@@ -14,10 +16,12 @@ __all__ = [
     "Evaluation",
     "MapMontaged",
     "Predictions",
+    "TraversalMontaged",
     "metrics_table",
     "plot_codes",
     "plot_curves",
     "plot_maps",
     "plot_reconstructions",
+    "plot_traversals",
     "predict",
 ]

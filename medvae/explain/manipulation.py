@@ -1,0 +1,177 @@
+"""The same subject, but: images decoded from codes of which some axes were changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medvae.data.errors import suggestion
+from medvae.explain.maps import evaluating
+from medvae.explain.readout import Readout
+
+if TYPE_CHECKING:
+    from medvae.networks import AttriVAE
+
+__all__ = ["TraversalInferer", "interpolate", "replace_axes", "sample", "traverse"]
+
+
+def traverse(
+    network: AttriVAE,
+    image: Tensor,
+    attribute: int | str,
+    values: Sequence[float],
+    readout: Readout | None = None,
+) -> Tensor:
+    """Decode every image's posterior mean with one axis moved to each of the values.
+
+    Nothing but that axis changes, so what else is seen to change is what the decoder ties to it.
+
+    Args:
+        network: an `AttriVAE`; runs in evaluation mode and is left as it was.
+        image: shape (B, C, *S).
+        attribute: a latent axis, or a name of the network's `attribute_names`.
+        values: V values: codes, or with a readout the attribute in its own units.
+        readout: of the trained model, `models/readout.json`.
+
+    Returns:
+        Images in (0, 1), shape (B, V, C, *S).
+
+    Raises:
+        ValueError: for an unknown attribute, or one whose axis reads nothing.
+    """
+    axis, codes = _target(network, attribute, values, readout)
+    with torch.no_grad(), evaluating(network):
+        mean = network.encode(image)[0]
+        return torch.stack([network.decode(_moved(mean, axis, code)) for code in codes], 1)
+
+
+def interpolate(network: AttriVAE, first: Tensor, second: Tensor, steps: int = 9) -> Tensor:
+    """Decode the straight line between the posterior means of two images, ends included.
+
+    Args:
+        network: an `AttriVAE`.
+        first: shape (B, C, *S).
+        second: same shape.
+        steps: images along the line, at least 2.
+
+    Returns:
+        Shape (B, steps, C, *S).
+    """
+    if steps < 2:
+        raise ValueError(f"steps must be at least 2, found {steps}")
+    with torch.no_grad(), evaluating(network):
+        start, end = network.encode(first)[0], network.encode(second)[0]
+        shares = np.linspace(0.0, 1.0, steps)
+        return torch.stack([network.decode(torch.lerp(start, end, float(s))) for s in shares], 1)
+
+
+def sample(network: AttriVAE, count: int, seed: int = 0, device: Any = None) -> Tensor:
+    """Decode codes drawn from the standard normal prior: (count, C, *S)."""
+    codes = torch.randn(
+        count, network.latent_dim, generator=torch.Generator().manual_seed(seed)
+    ).to(device or next(network.parameters()).device)
+    with torch.no_grad(), evaluating(network):
+        return network.decode(codes)
+
+
+def replace_axes(
+    network: AttriVAE, image: Tensor, donor: Tensor, attributes: Sequence[int | str]
+) -> Tensor:
+    """Decode each image with some axes of its donor's posterior mean.
+
+    Args:
+        network: an `AttriVAE`.
+        image: shape (B, C, *S).
+        donor: same shape.
+        attributes: latent axes or names; none of them gives the reconstruction.
+
+    Returns:
+        Shape (B, C, *S).
+    """
+    axes = [_axis(network, attribute) for attribute in attributes]
+    with torch.no_grad(), evaluating(network):
+        codes, others = network.encode(image)[0].clone(), network.encode(donor)[0]
+        codes[:, axes] = others[:, axes]
+        return network.decode(codes)
+
+
+class TraversalInferer:
+    """`traverse` over several attributes as a MONAI inferer: `inferer(image, network)`.
+
+    Args:
+        readout: of the trained model.
+        values: by attribute, in its own units; None, or an attribute left out: five values from
+            two standard deviations of the training subjects below their mean to two above.
+    """
+
+    def __init__(
+        self, readout: Readout, values: Mapping[str, Sequence[float]] | None = None
+    ) -> None:
+        self.readout = readout
+        names = readout.scaler.names
+        unknown = [name for name in values or {} if name not in names]
+        if unknown:
+            raise ValueError(f"unknown attribute '{unknown[0]}': {suggestion(unknown[0], names)}")
+        spread = np.linspace(-2.0, 2.0, 5)[:, None].repeat(len(names), 1)
+        usual = dict(zip(names, readout.scaler.inverse(spread).T, strict=True))
+        self.values = {
+            name: [float(v) for v in (values or {}).get(name, usual[name])] for name in names
+        }
+
+    def __call__(self, inputs: Tensor, network: AttriVAE, *_: Any, **__: Any) -> Tensor:
+        """Return (B, M, *S): for each attribute in turn each of its values' channels."""
+        found = [
+            traverse(network, inputs, axis, values, self.readout)
+            for axis, values in zip(self.readout.axes, self.values.values(), strict=True)
+        ]
+        return torch.cat([images.flatten(1, 2) for images in found], 1)
+
+    def split(self, channels: Any) -> dict[str, Any]:
+        """Return the channels (M, *S) of one subject by attribute, each (V C, *S)."""
+        total = sum(map(len, self.values.values()))
+        each = channels.shape[0] // total
+        parts = torch.split(channels, [each * len(v) for v in self.values.values()])
+        return dict(zip(self.values, parts, strict=True))
+
+
+def _axis(network: AttriVAE, attribute: int | str) -> int:
+    names = network.attribute_names
+    if isinstance(attribute, str):
+        if attribute not in names:
+            raise ValueError(f"unknown attribute '{attribute}': {suggestion(attribute, names)}")
+        return names.index(attribute)
+    if not -network.latent_dim <= attribute < network.latent_dim:
+        raise ValueError(f"latent axis {attribute} does not exist, found {network.latent_dim} axes")
+    return attribute
+
+
+def _target(
+    network: AttriVAE, attribute: int | str, values: Sequence[float], readout: Readout | None
+) -> tuple[int, list[float]]:
+    """Return the axis and the codes that mean the values."""
+    axis = _axis(network, attribute)
+    if readout is None:
+        return axis, [float(v) for v in values]
+    if axis not in readout.axes:
+        raise ValueError(f"the readout has no attribute on latent axis {axis}")
+    column = readout.axes.index(axis)
+    table = np.full((len(values), len(readout.axes)), np.nan)
+    table[:, column] = values
+    codes = readout.codes(table)[:, column]
+    if not np.isfinite(codes).all():
+        name = readout.scaler.names[column]
+        raise ValueError(
+            f"'{name}' cannot be set to {list(values)}: its axis reads nothing of it, or a value "
+            "is missing"
+        )
+    return axis, [float(code) for code in codes]
+
+
+def _moved(codes: Tensor, axis: int, value: float) -> Tensor:
+    codes = codes.clone()
+    codes[:, axis] = value
+    return codes
