@@ -97,6 +97,7 @@ def test_reproducible_by_seed_subject_and_copy() -> None:
     original = random_copies()(item(0))
     assert original["label"] == 1
     assert torch.equal(original["image"], item(0)["image"])
+    assert torch.equal(random_copies(originals=3)(item(2))["image"], item(2)["image"])
 
 
 def test_cached_although_random() -> None:

@@ -23,11 +23,11 @@ __all__ = ["DeformedCopyd"]
 class DeformedCopyd(MapTransform):
     """Deform image and mask of copy k of a subject, and change its attributes as much as its mask.
 
-    A cohort's list with ``copies`` (:meth:`medvae.data.Cohort.datalist`) names the copies; copy 0
-    is the subject itself. Each attribute of shape is multiplied by what the deformation did to it:
-    measured on this grid after, divided by before. So attributes measured on the subject's own
-    grid, or read from a table, keep their instrument. Attributes of intensity stay. The class of a
-    deformed subject is unknown: a shrunken dilated heart is no longer dilated.
+    A cohort's list with ``copies`` (:meth:`medvae.data.Cohort.datalist`) names the copies; the
+    first ones are the subject itself. Each attribute of shape is multiplied by what the deformation
+    did to it: measured on this grid after, divided by before. So attributes measured on the
+    subject's own grid, or read from a table, keep their instrument. Attributes of intensity stay.
+    The class of a deformed subject is unknown: a shrunken dilated heart is no longer dilated.
 
     The result depends on the seed, the subject's id and the copy alone: random as the transforms
     are, ``CacheDataset`` keeps it, and an epoch costs no more than one without deformation.
@@ -41,6 +41,7 @@ class DeformedCopyd(MapTransform):
         labels: see :class:`MeasureAttributesd`.
         spacing_mm: voxel spacing of this grid, one number or one per axis; None: the mask's
             affine tells, before the deformation.
+        originals: how many of the copies are the subject itself, at least 1.
         label_key: where the class number is; deformed copies have -1, "unknown". None keeps it.
         seed: of the deformations.
         attempts: how many deformations to draw until one neither pushes the mask out of the grid
@@ -57,6 +58,7 @@ class DeformedCopyd(MapTransform):
         names: Sequence[str] = (),
         labels: Mapping[str, int | Sequence[int]] | None = None,
         spacing_mm: Sequence[float] | float | None = None,
+        originals: int = 1,
         label_key: str | None = "label",
         seed: int = 0,
         attempts: int = 5,
@@ -68,6 +70,7 @@ class DeformedCopyd(MapTransform):
         self.names = tuple(names)
         self.labels = labels
         self.spacing_mm = spacing_mm
+        self.originals = originals
         self.label_key = label_key
         self.seed = seed
         self.attempts = attempts
@@ -77,7 +80,7 @@ class DeformedCopyd(MapTransform):
         item = dict(data)
         if "copy" not in item:
             raise ValueError("the item has no key 'copy'; expected a datalist with copies.")
-        if item["copy"] == 0:
+        if item["copy"] < self.originals:
             return item
         mask_key = self.keys[1]
         values = np.unique(np.append(0, item[mask_key]))
