@@ -11,6 +11,7 @@ from monai.visualize import GradCAM
 from torch import Tensor, nn
 
 from medvae.explain import AttributeMapInferer, attribute_maps
+from medvae.explain.maps import METHODS
 from medvae.explain.upsample import guided_filter, upsample_linear
 from medvae.networks import AttriVAE
 
@@ -87,7 +88,7 @@ def test_closed_form(spatial_dims):
         torch.testing.assert_close(maps, expected.relu(), rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("method", ["gradcam", "hirescam", "integrated_gradients", "occlusion"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("upsample", ["linear", "guided"])
 def test_batch_equals_samples_and_leaves_nothing_behind(method, upsample):
     vae, images = make_vae(dropout=0.5), make_images(2 + 1, 3)
@@ -175,6 +176,26 @@ def test_integrated_gradients_are_complete():
     with torch.no_grad():
         change = (vae.encode(images)[0] - vae.encode(torch.full_like(images, 0.3))[0])[:, [0, 3]]
     torch.testing.assert_close(maps.flatten(2).sum(2), change, rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize("layer", ["encoder.0.norm", "encoder.1", None])
+def test_layer_integrated_gradients_are_complete(layer):
+    """Before upsampling they add up to the target less that of the empty image."""
+    vae, images = make_vae(), make_images()
+    options = {"method": "layer_integrated_gradients", "signed": True, "baseline": 0.2}
+    maps = attribute_maps(vae, images, [0, 3], layer, steps=200, **options)
+    with torch.no_grad():
+        change = (vae.encode(images)[0] - vae.encode(torch.full_like(images, 0.2))[0])[:, [0, 3]]
+    size = dict(zip(("encoder.0.norm", "encoder.1", None), (8, 4, 4), strict=True))[layer]
+    voxels = (16 // size) ** 3  # that one position was upsampled to; interpolation keeps the sum
+    torch.testing.assert_close(maps.flatten(2).sum(2) / voxels, change, rtol=0.05, atol=0.02)
+
+
+def test_an_empty_image_has_an_empty_map():
+    vae, images = make_vae(), torch.full((1, 1, 16, 16, 16), 0.5)
+    options = {"method": "layer_integrated_gradients", "baseline": 0.5, "signed": True}
+    assert attribute_maps(vae, images, NAMES, **options).abs().max() == 0
+    assert attribute_maps(vae, images, NAMES, method="hirescam", signed=True).abs().max() > 0
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])

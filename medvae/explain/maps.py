@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from monai.utils import ensure_tuple_rep
@@ -17,8 +17,10 @@ from medvae.explain.upsample import guided_filter, upsample_linear
 __all__ = ["AttributeMapInferer", "attribute_maps"]
 
 Target = int | str | Callable[[Any], Tensor]
-Method = Literal["gradcam", "hirescam", "occlusion", "integrated_gradients"]
-METHODS = ("gradcam", "hirescam", "occlusion", "integrated_gradients")
+Method = Literal[
+    "gradcam", "hirescam", "layer_integrated_gradients", "integrated_gradients", "occlusion"
+]
+METHODS = get_args(Method)
 
 
 def attribute_maps(
@@ -31,7 +33,7 @@ def attribute_maps(
     *,
     signed: bool = False,
     baseline: float = 0.0,
-    steps: int = 32,
+    steps: int = 16,
     patch_size: int | Sequence[int] = 5,
 ) -> Tensor:
     r"""Return maps of where an image raises each attribute; larger means more.
@@ -39,12 +41,16 @@ def attribute_maps(
     The class activation maps come from one forward pass, of the encoder alone unless a target is
     a callable, and one short backward pass per attribute from the posterior mean to the layer, so
     that the result is deterministic and the map of a batch is that of its samples. With
-    activations F and the target z,
+    activations F, those of an empty image F_0, and the target z,
 
     - "gradcam": :math:`\operatorname{ReLU}\sum_c F_c \operatorname{mean}(\partial z/\partial F_c)`
       (Selvaraju et al. 2017, with a latent axis for the class);
     - "hirescam": :math:`\operatorname{ReLU}\sum_c F_c\,\partial z/\partial F_c` (Draelos and Carin
       2020), which keeps what a fully connected layer says of each position;
+    - "layer_integrated_gradients": :math:`\operatorname{ReLU}\sum_c (F_c-F_{0c})
+      \int_0^1 \partial z/\partial F_c\,d\alpha` along the line from F_0 to F (Sundararajan et
+      al. 2017, at a layer): what features say that are also there without an object cancels, and
+      the signed map adds up to z less the z of the empty image, before upsampling;
     - "integrated_gradients": :math:`(x-b)\int_0^1 \partial z/\partial x\,d\alpha` on the image,
       summed over its channels (Sundararajan et al. 2017);
     - "occlusion": how far z falls when a patch becomes the baseline (Zeiler and Fergus 2014),
@@ -66,7 +72,7 @@ def attribute_maps(
         upsample: "linear" from the layer's grid, or "guided": then follows the edges of the image
             (guided filter, He et al. 2013). The methods on the image are not upsampled.
         signed: keep negative evidence instead of the ReLU.
-        baseline: the intensity of an image that says nothing, for the methods on the image.
+        baseline: the intensity of an image that says nothing, for all methods but the first two.
         steps: of the integral.
         patch_size: of the occlusion, in voxels.
 
@@ -89,6 +95,8 @@ def attribute_maps(
         image = image.clone() if image.is_inference() else image.detach()
         if method == "integrated_gradients":
             maps = _integrated_gradients(targets, image, baseline, steps)
+        elif method == "layer_integrated_gradients":
+            maps = _layer_integrated_gradients(targets, image, layer, baseline, steps)
         elif method == "occlusion":
             maps = _occlusion(targets, image, baseline, patch_size)
         else:
@@ -195,8 +203,13 @@ def _find_layer(network: nn.Module, name: str | None) -> nn.Module:
     return convolutions[-1]
 
 
-def _at_layer(targets: _Targets, image: Tensor, name: str | None) -> tuple[Tensor, list[Tensor]]:
-    """Return a layer's activation (B, C, *S') and the K targets' gradients of the same shape."""
+def _at_layer(
+    targets: _Targets, image: Tensor, name: str | None, instead: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """Return a layer's activation (B, C, *S') and the K targets' gradients of the same shape.
+
+    Where `instead` is given, the layer gives that to the rest of the network.
+    """
     captured: list[Tensor] = []
 
     def start_graph_here(_: nn.Module, __: Any, output: Any) -> Tensor:
@@ -207,7 +220,7 @@ def _at_layer(targets: _Targets, image: Tensor, name: str | None) -> tuple[Tenso
             raise ValueError(
                 f"layer '{name}' must give {image.ndim - 2} spatial axes, (B, C, *S), found {shape}"
             )
-        captured.append(output.detach().requires_grad_())
+        captured.append((output if instead is None else instead).detach().requires_grad_())
         torch.set_grad_enabled(True)  # until the caller's no_grad ends
         return captured[0].clone()  # what follows may work in place
 
@@ -245,13 +258,30 @@ def _class_activation(activation: Tensor, gradients: list[Tensor], method: Metho
     return torch.bmm(weights, activation.flatten(2)).unflatten(2, activation.shape[2:])
 
 
-def _integrated_gradients(targets: _Targets, image: Tensor, baseline: float, steps: int) -> Tensor:
+def _along(steps: int) -> list[float]:
+    """Return the midpoints of equal parts of the way from 0 to 1."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, found {steps}")
+    return [(step + 0.5) / steps for step in range(steps)]
+
+
+def _layer_integrated_gradients(
+    targets: _Targets, image: Tensor, layer: str | None, baseline: float, steps: int
+) -> Tensor:
+    empty, _ = _at_layer(targets, torch.full_like(image, baseline), layer)
+    full, _ = _at_layer(targets, image, layer)
+    total = full.new_zeros(len(full), len(targets.targets), *full.shape[2:])
+    for share in _along(steps):
+        _, gradients = _at_layer(targets, image, layer, torch.lerp(empty, full, share))
+        total += torch.stack([((full - empty) * g).sum(1) for g in gradients], 1) / steps
+    return total
+
+
+def _integrated_gradients(targets: _Targets, image: Tensor, baseline: float, steps: int) -> Tensor:
     difference = image - baseline
     total = torch.zeros(len(image), len(targets.targets), *image.shape[2:], device=image.device)
-    for step in range(steps):
-        point = (baseline + difference * (step + 0.5) / steps).requires_grad_()
+    for share in _along(steps):
+        point = (baseline + difference * share).requires_grad_()
         with torch.enable_grad():
             values = targets(point)
         for k, gradient in enumerate(_gradients(values, point)):

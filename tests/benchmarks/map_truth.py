@@ -100,13 +100,13 @@ def main() -> None:
         layers = [f"encoder.{i}" for i in range(len(network.encoder))]
         options: dict[str, dict[str, object]] = {
             f"{method}, {layer}": {"method": method, "layer": layer}
-            for method in ("gradcam", "hirescam")
+            for method in ("gradcam", "hirescam", "layer_integrated_gradients")
             for layer in layers
         }
-        best = f"hirescam, {layers[1]}"
+        best = f"layer_integrated_gradients, {layers[1]}"
         options[f"{best}, guided"] = options[best] | {"upsample": "guided"}
         options["integrated gradients"] = {"method": "integrated_gradients", "steps": 16}
-        options["occlusion"] = {"method": "occlusion", "patch_size": images.shape[-1] // 4}
+        options["occlusion"] = {"method": "occlusion", "patch_size": images.shape[-1] // 5}
         trained: dict[str, Tensor] = {}
         for name, option in options.items():
             trained[name] = in_batches(network, images, len(names), **option)
