@@ -141,8 +141,9 @@ def _read(role: str, path: str | Path, spatial_dims: int) -> Volume:
     """Voxels ``(*S)`` or ``(*S, C)`` of finite numbers and a usable affine."""
     try:
         voxels, affine = _read_nifti(path) if _is_nifti(path) else _read_other(path)
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        found, expected = "needs more memory than there is", "an image of the size it promises"
+        raise FileError("memory", role, path, found, expected) from error
     except Exception as error:  # three libraries, each with its own kinds
         raise _unreadable(role, Path(path), error) from error
     if voxels.dtype.kind not in "buif":
@@ -179,6 +180,10 @@ def _check_spacing(role: str, path: str | Path, volume: Volume, spatial_dims: in
         raise FileError(
             "spacing", role, path, f"has voxels of {edges} mm", "edges above 0 mm in its header"
         )
+    directions = volume.affine[:3, :spatial_dims] / spacing
+    if np.linalg.svd(directions, compute_uv=False).min() < 1e-3:
+        found = "has axes that point the same way in its header's affine"
+        raise FileError("axes", role, path, found, "axes that span the image")
 
 
 def _is_nifti(path: str | Path) -> bool:

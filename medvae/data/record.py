@@ -75,11 +75,12 @@ def settings_difference(
     return None
 
 
-def check_settings(path: str | Path) -> None:
+def check_settings(path: str | Path, keys: Collection[str] | None = None) -> None:
     """Refuse a configuration that contradicts the record of the model it is to be used with.
 
     Args:
         path: the `run.json` of :func:`write_record`; a model without one passes.
+        keys: what is compared; None: all that both have but places and the batch size.
 
     Raises:
         CohortError: a setting, such as the grid's spacing, differs from the training's.
@@ -87,6 +88,8 @@ def check_settings(path: str | Path) -> None:
     if not Path(path).is_file():
         return
     expected = json.loads(Path(path).read_text(encoding="utf-8"))["settings"]
+    if keys is not None:
+        expected = {key: expected[key] for key in keys if key in expected}
     difference = settings_difference(run_settings(), expected)
     if difference:
         raise CohortError(

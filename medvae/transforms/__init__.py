@@ -9,6 +9,7 @@ from medvae.transforms.masks import MaskBackgroundd
 from medvae.transforms.measuring import MeasureAttributesd
 from medvae.transforms.n4 import N4BiasFieldCorrectiond
 from medvae.transforms.pipeline import preprocessing
+from medvae.transforms.saving import SaveSubjectd
 
 __all__ = [
     "CenterOnMaskd",
@@ -20,5 +21,6 @@ __all__ = [
     "PlanarAffined",
     "RandArtefactd",
     "ResampleToGridd",
+    "SaveSubjectd",
     "preprocessing",
 ]
