@@ -50,7 +50,8 @@ def attribute_maps(
     - "layer_integrated_gradients": :math:`\operatorname{ReLU}\sum_c (F_c-F_{0c})
       \int_0^1 \partial z/\partial F_c\,d\alpha` along the line from F_0 to F (Sundararajan et
       al. 2017, at a layer): what features say that are also there without an object cancels, and
-      the signed map adds up to z less the z of the empty image, before upsampling;
+      the signed map adds up to z less the z of the empty image, before upsampling. Neighbours of
+      opposite sign cancel: the ReLU comes after the upsampling;
     - "integrated_gradients": :math:`(x-b)\int_0^1 \partial z/\partial x\,d\alpha` on the image,
       summed over its channels (Sundararajan et al. 2017);
     - "occlusion": how far z falls when a patch becomes the baseline (Zeiler and Fergus 2014),
@@ -101,13 +102,14 @@ def attribute_maps(
             maps = _occlusion(targets, image, baseline, patch_size)
         else:
             maps = _class_activation(*_at_layer(targets, image, layer), method)
-        maps = maps if signed else maps.relu()
+        if method in ("gradcam", "hirescam") and not signed:
+            maps = maps.relu()  # on the layer's grid, as published
         coarse, size = maps.shape[2:], image.shape[2:]
         maps = upsample_linear(maps, size)
         if upsample == "guided" and coarse != size:
             radius = [max(round(n / c), 1) for n, c in zip(size, coarse, strict=True)]
             maps = guided_filter(maps, image, radius)
-            maps = maps if signed else maps.relu()
+        maps = maps if signed else maps.relu()
     return maps
 
 
