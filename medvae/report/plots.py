@@ -182,8 +182,9 @@ def plot_maps(
             aspect = float(sizes[1] / sizes[0])
             panel.imshow(np.rot90(plane), **grey, aspect=aspect)
             heat = np.rot90(shown)
+            seen = 0.75 * np.clip(2 * heat / (top or 1.0), 0, 1)  # faint evidence does not veil
             drawn = panel.imshow(
-                heat, cmap="inferno", vmin=0, vmax=top or 1.0, alpha=0.6 * (heat > 0), aspect=aspect
+                heat, cmap="inferno", vmin=0, vmax=top or 1.0, alpha=seen, aspect=aspect
             )
             panel.set_xticks([])
             panel.set_yticks([])
