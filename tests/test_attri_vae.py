@@ -119,3 +119,21 @@ def test_reconstruction_wrapper_shares_weights_and_exports(spatial_dims, tmp_pat
 def test_arguments_that_do_not_fit(options, message):
     with pytest.raises(ValueError, match=message):
         small(3, **options)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_pooled_layer_joins_the_mean_of_a_layer(spatial_dims):
+    """With weights on the means alone, the code is the mean of that layer's features."""
+    vae = AttriVAE(spatial_dims, image_size=8, **SMALL | {"hidden_channels": ()}, pooled_layer=1)
+    vae.eval()
+    with torch.no_grad():
+        vae.mean.weight.zero_()
+        vae.mean.weight[:, -8:] = torch.eye(6, 8)
+        images = torch.rand(2, 1, *[8] * spatial_dims)
+        features = vae.encoder[1](vae.encoder[0](images))
+        expected = features.flatten(2).mean(2)[:, :6]
+        torch.testing.assert_close(vae.encode(images)[0], expected + vae.mean.bias)
+        last = AttriVAE(spatial_dims, image_size=8, **SMALL, pooled_layer=-1)
+    assert last.hidden[0].in_features == 2 * 2**spatial_dims + 2
+    with pytest.raises(ValueError, match="pooled_layer must name one of the 3 convolutions"):
+        AttriVAE(spatial_dims, image_size=8, **SMALL, pooled_layer=3)

@@ -202,6 +202,22 @@ def test_inference_without_maps(trained, tmp_path):
     assert not list(tmp_path.rglob("*map*"))
 
 
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ({"map_layer": "encoder.7"}, "unknown layer 'encoder.7'"),
+        ({"map_method": "cam"}, "method must be one of gradcam"),
+        ({"traversals": True, "traversal_values": {"lv": [1.0]}}, "unknown attribute 'lv'"),
+    ],
+)
+def test_inference_refuses_an_option_before_it_writes(trained, tmp_path, option, sentence):
+    root, spatial_dims = trained
+    folder = {"output_dir": str(tmp_path / "out")}
+    with pytest.raises(SystemExit, match=sentence):
+        run([CONFIGS / "inference.yaml"], tiny(root, spatial_dims) | option | folder, "infer")
+    assert not (tmp_path / "out").exists()
+
+
 def test_inference_with_traversals(trained, tmp_path):
     root, spatial_dims = trained
     (first, second) = ATTRIBUTES[spatial_dims]
@@ -309,6 +325,7 @@ WRONG = {
     "n_permutations is 0": {"n_permutations": 0},
     "attributes is empty": {"attributes": []},
     "split 'val' has 1 row": {"fractions": [0.7, 0.03, 0.27]},
+    "split 'val' has 4 row": {"fractions": [0.65, 0.1, 0.25]},
     "split 'test' has 0 row": {"fractions": [0.8, 0.2, 0.0]},
 }
 

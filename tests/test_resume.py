@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from test_bundles import CONFIGS, run, tiny, training
 
 from medvae.data import CohortError, phantoms
@@ -41,11 +42,11 @@ if where == "in the middle of an epoch":
     checkpoint.Checkpoint._seed = seed
 elif where == "while a checkpoint is written":
     save, count = checkpoint.torch.save, [0]
-    def half(content, file):
-        save(content, file)
+    def half(content, path):
+        save(content, path)
         count[0] += "optimizer" in content
         if count[0] == 2 and "optimizer" in content:
-            file.seek(500); file.truncate(); file.flush(); die()
+            os.truncate(path, 500); die()
     checkpoint.torch.save = half
 elif where == "between the model and the checkpoint":
     write, count = checkpoint._write, [0]
@@ -175,22 +176,41 @@ def test_inference_refuses_a_configuration_that_contradicts_the_training(
     assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 40
 
 
-def test_a_component_is_not_a_setting():
-    assert settings_difference({"a": "$1", "b": {"x": 1}}, {"a": "$2", "b": {"x": 2}}) is None
-    assert settings_difference({"a": 1, "overwrite": True}, {"a": 1, "overwrite": False}) is None
-    assert settings_difference({"a": [1]}, {"a": [2]}) == "a is [1] here and was [2]"
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("batch_size", 5),
+        ("autocast", "$torch.bfloat16"),
+        ("attribute_loss", {"_target_": "medvae.losses.AttributeRegularizationLoss"}),
+        ("augmentation", []),
+        ("seed", 1),
+    ],
+)
+def test_a_continuation_has_every_setting_of_its_beginning(key, value):
+    config = ConfigParser.load_config_file(str(CONFIGS / "train.yaml"))
+    assert settings_difference(config, config) is None
+    assert settings_difference(config | {key: value}, config).startswith(f"{key} is ")
+    moved = {"subjects": "elsewhere.csv", "ckpt_dir": "elsewhere", "overwrite": True}
+    assert settings_difference(config | moved, config) is None
+
+
+def test_an_interrupted_run_is_not_continued_on_other_data(cohort, tmp_path):
+    first = overrides(cohort, tmp_path, max_epochs=1)
+    run([CONFIGS / "train.yaml"], first | {"run": ["$@train::trainer.run()"]})
+    table = pd.read_csv(cohort / "data" / "subjects.csv")
+    for column in ("image", "mask"):
+        table[column] = [str(cohort / "data" / cell) for cell in table[column]]
+    table.assign(new=1).to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(SystemExit, match="was of other data"):
+        run([CONFIGS / "train.yaml"], first | {"subjects": str(tmp_path / "other.csv")})
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device without space")
 def test_a_full_disk_ends_in_a_sentence_and_keeps_the_last_file(tmp_path, monkeypatch):
     path = tmp_path / "model.pt"
     _write({"a": torch.zeros(3)}, path)
-    real = Path.open
-
-    def full(self: Path, *arguments: Any, **options: Any) -> Any:
-        return real(Path("/dev/full") if self.name.startswith(".model") else self, "wb")
-
-    monkeypatch.setattr(Path, "open", full)
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda content, _: save(content, "/dev/full"))
     with pytest.raises(CohortError, match="model.pt' cannot be written.*last good one is kept"):
         _write({"a": torch.ones(100_000)}, path)
     monkeypatch.undo()

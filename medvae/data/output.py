@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from medvae.data.errors import CohortError, listing
 
-__all__ = ["check_overwrite", "check_writable", "write_text"]
+__all__ = ["check_overwrite", "check_writable", "replacing", "write_text"]
 
 
 def check_writable(folder: str | Path) -> None:
@@ -50,18 +51,31 @@ def check_overwrite(paths: Sequence[str | Path], overwrite: bool = False) -> Non
         )
 
 
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A path to write to that becomes ``path`` at the end: the whole new file or the old one.
+
+    Its name begins with a dot and ends like that of ``path``, since endings say the format. What
+    a kill leaves there is written over the next time.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".partial_{target.name}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # before the name: a power cut must not leave an empty file
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a file so that an interruption leaves the old one, or none, but never half of it.
 
     Raises:
         CohortError: the folder cannot be written to.
     """
-    target = Path(path)
-    check_writable(target.parent)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    check_writable(Path(path).parent)
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pandas as pd
@@ -37,10 +38,11 @@ PACKAGES = (
     "itk",
     "scikit-image",
 )
-# what may differ between two runs, or a training and an inference, of one model
+# What may differ between a run and its continuation: places, and what is done around the training.
+# The data themselves are compared by their fingerprint.
 FREE = frozenset(
-    ("imports", "bundle_root", "ckpt_dir", "output_dir", "dataset_dir", "subjects", "overwrite")
-    + ("resume", "device", "initialize", "run", "training", "evaluating", "batch_size")
+    ("bundle_root", "ckpt_dir", "output_dir", "dataset_dir", "subjects", "overwrite", "resume")
+    + ("device", "imports", "initialize", "run", "training", "finalize")
 )
 
 
@@ -50,28 +52,25 @@ def run_settings() -> dict[str, Any]:
     MONAI's configuration language has no name for the whole configuration, so it is taken from the
     parser that evaluates the expression in which this function is called. Empty outside of one.
     """
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         parser = frame.f_locals.get("self")
         if isinstance(parser, ConfigParser):
             return dict(json.loads(json.dumps(parser.get(), default=str)))
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return {}
 
 
-def settings_difference(
-    found: Mapping[str, Any], expected: Mapping[str, Any], free: Collection[str] = FREE
-) -> str | None:
-    """Say what differs first between the settings that two configurations share; None if nothing.
+def settings_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
+    """Say what differs first, of the settings that both have and that matter; None if nothing.
 
     Args:
         found: of now.
-        expected: of the run that wrote the file.
-        free: keys that may differ.
+        expected: of the run that wrote the file, whose order counts.
     """
-    for key in found.keys() & expected.keys() - set(free):
-        if found[key] != expected[key] and not _is_component(found[key], expected[key]):
-            return f"{key} is {found[key]!r} here and was {expected[key]!r}"
+    for key, value in expected.items():
+        if key in found and key not in FREE and found[key] != value:
+            return f"{key} is {found[key]!r} here and was {value!r}"
     return None
 
 
@@ -80,17 +79,20 @@ def check_settings(path: str | Path, keys: Collection[str] | None = None) -> Non
 
     Args:
         path: the `run.json` of :func:`write_record`; a model without one passes.
-        keys: what is compared; None: all that both have but places and the batch size.
+        keys: what is compared; None: all values that both have, except components, which training
+            and inference build in ways of their own, and the batch size.
 
     Raises:
         CohortError: a setting, such as the grid's spacing, differs from the training's.
     """
     if not Path(path).is_file():
         return
+    found = run_settings()
     expected = json.loads(Path(path).read_text(encoding="utf-8"))["settings"]
-    if keys is not None:
-        expected = {key: expected[key] for key in keys if key in expected}
-    difference = settings_difference(run_settings(), expected)
+    if keys is None:
+        keys = [k for k in expected if k != "batch_size" and not _is_component(expected[k])]
+        keys = [k for k in keys if not _is_component(found.get(k))]
+    difference = settings_difference(found, {key: expected[key] for key in keys if key in expected})
     if difference:
         raise CohortError(
             f"The model of '{path}' was trained with other settings: {difference}; "
@@ -132,8 +134,8 @@ def data_fingerprint(subjects: pd.DataFrame) -> dict[str, Any]:
     return {"rows": len(subjects), "sha256": digest.hexdigest()}
 
 
-def _is_component(*values: Any) -> bool:
-    return any(isinstance(v, dict) or (isinstance(v, str) and v[:1] in "$@%") for v in values)
+def _is_component(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, str) and value.startswith(("$", "@", "%")))
 
 
 def _versions() -> dict[str, str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
@@ -16,8 +16,9 @@ from monai.transforms import Compose
 from monai.utils import set_determinism
 from torch import nn
 
-from medvae.data import CohortError
-from medvae.data.record import run_settings, settings_difference
+from medvae.data import CohortError, check_overwrite
+from medvae.data.output import replacing
+from medvae.data.record import data_fingerprint, run_settings, settings_difference
 
 __all__ = ["Checkpoint", "check_run", "finish_run"]
 
@@ -49,13 +50,7 @@ def check_run(
                 "option overwrite to begin anew."
             )
         _on_first_rank(lambda: checkpoint.unlink(missing_ok=True))
-    existing = [Path(ckpt_dir) / MODEL, Path(output_dir) / "metrics.json"]
-    found = [str(path) for path in existing if path.exists()]
-    if found and not overwrite:
-        raise CohortError(
-            f"The results {' and '.join(found)} are already there; "
-            "expected another output folder, or the option overwrite."
-        )
+    check_overwrite([Path(ckpt_dir) / MODEL, Path(output_dir) / "metrics.json"], overwrite)
 
 
 def finish_run(ckpt_dir: str | Path) -> None:
@@ -72,14 +67,17 @@ class Checkpoint:
     are replaced whole, so a kill at any moment leaves the last good ones. Of several ranks the
     first writes and all read. First in the list of handlers, so that the others see the epoch.
 
+    Raises, when the training starts, a CohortError for a checkpoint of other data.
+
     Args:
         folder: where the two files go.
         network: what `model.pt` holds.
         optimizer: of the training.
         lr_scheduler: of the training.
+        loss: with the weights that schedules have changed.
         evaluator: whose best key metric selects the model.
-        loss: whose number `beta` a schedule changes.
         transform: of the training images; its random transforms are seeded for each epoch.
+        subjects: the cohort's table; a training is not continued on other data.
         seed: of the training.
         select: "best": the model of the epoch with the best key metric; "last": of the last.
     """
@@ -90,9 +88,10 @@ class Checkpoint:
         network: nn.Module,
         optimizer: torch.optim.Optimizer,
         lr_scheduler: Any = None,
+        loss: nn.Module | None = None,
         evaluator: Any = None,
-        loss: Any = None,
         transform: Compose | None = None,
+        subjects: pd.DataFrame | None = None,
         seed: int = 0,
         select: Literal["best", "last"] = "best",
     ) -> None:
@@ -100,10 +99,11 @@ class Checkpoint:
             raise ValueError(f"select is '{select}'; expected 'best' or 'last'.")
         self.folder = Path(folder)
         self.network = getattr(network, "module", network)
-        self.parts = {"network": self.network, "optimizer": optimizer}
-        if lr_scheduler is not None:
-            self.parts["lr_scheduler"] = lr_scheduler
-        self.evaluator, self.loss, self.transform = evaluator, loss, transform
+        parts = {"network": self.network, "optimizer": optimizer}
+        parts |= {"lr_scheduler": lr_scheduler, "loss": loss}
+        self.parts = {name: part for name, part in parts.items() if part is not None}
+        self.evaluator, self.transform = evaluator, transform
+        self.data = None if subjects is None else data_fingerprint(subjects)
         self.seed, self.select = seed, select
         self.settings = run_settings()
 
@@ -128,14 +128,18 @@ class Checkpoint:
             self.transform.set_random_state(seed)
 
     def _load(self, engine: Engine, saved: Mapping[str, Any]) -> None:
+        if saved["data"] != self.data:
+            raise CohortError(
+                f"The interrupted training in '{self.folder}' was of other data ({saved['data']}) "
+                f"than these ({self.data}); expected the same table and files, or the checkpoint "
+                "removed to begin anew."
+            )
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
         engine.state.epoch, engine.state.iteration = saved["epoch"], saved["iteration"]
         if self.evaluator is not None:
             self.evaluator.state.best_metric = saved["best_metric"]
             self.evaluator.state.best_metric_epoch = saved["best_metric_epoch"]
-        if self.loss is not None:
-            self.loss.beta = saved["beta"]
         engine.logger.info("Resuming after epoch %d", engine.state.epoch)
 
     def _save(self, engine: Engine) -> None:
@@ -144,7 +148,7 @@ class Checkpoint:
         saved |= {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
         saved["best_metric"] = None if state is None else float(state.best_metric)
         saved["best_metric_epoch"] = None if state is None else state.best_metric_epoch
-        saved["beta"] = None if self.loss is None else float(self.loss.beta)
+        saved["data"] = self.data
         saved["settings"] = json.dumps(self.settings)
         is_best = state is None or state.best_metric_epoch == engine.state.epoch
 
@@ -162,22 +166,14 @@ def _on_first_rank(action: Any) -> None:
 
 
 def _write(content: Any, path: Path) -> None:
-    """Replace a file whole or not at all, and only once the new one is on the disk."""
-    temporary = path.with_name(f".{path.name}.partial")  # what a kill leaves is written over
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            torch.save(content, temporary)
     except (OSError, RuntimeError) as error:
         raise CohortError(
             f"The file '{path}' cannot be written ({error}); the last good one is kept, and the "
             "training goes on from it when it is started again."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medvae.data.errors import suggestion
-from medvae.explain.maps import evaluating
+from medvae.explain.maps import axis_of, evaluating
 from medvae.explain.readout import Readout
 
 if TYPE_CHECKING:
@@ -113,9 +112,8 @@ class TraversalInferer:
     ) -> None:
         self.readout = readout
         names = readout.scaler.names
-        unknown = [name for name in values or {} if name not in names]
-        if unknown:
-            raise ValueError(f"unknown attribute '{unknown[0]}': {suggestion(unknown[0], names)}")
+        for name in values or {}:
+            axis_of(name, names)
         spread = np.linspace(-2.0, 2.0, 5)[:, None].repeat(len(names), 1)
         usual = dict(zip(names, readout.scaler.inverse(spread).T, strict=True))
         self.values = {
@@ -139,11 +137,8 @@ class TraversalInferer:
 
 
 def _axis(network: AttriVAE, attribute: int | str) -> int:
-    names = network.attribute_names
     if isinstance(attribute, str):
-        if attribute not in names:
-            raise ValueError(f"unknown attribute '{attribute}': {suggestion(attribute, names)}")
-        return names.index(attribute)
+        return axis_of(attribute, network.attribute_names)
     if not -network.latent_dim <= attribute < network.latent_dim:
         raise ValueError(f"latent axis {attribute} does not exist, found {network.latent_dim} axes")
     return attribute

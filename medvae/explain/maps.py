@@ -83,10 +83,7 @@ def attribute_maps(
     Raises:
         ValueError: for an unknown attribute, layer or method; a layer without spatial axes.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, found '{method}'")
-    if upsample not in ("linear", "guided"):
-        raise ValueError(f"upsample must be 'linear' or 'guided', found '{upsample}'")
+    _check_options(method, upsample)
     if image.ndim not in (4, 5):
         raise ValueError(f"image must have shape (B, C, *S), 2D or 3D, found {tuple(image.shape)}")
     network = getattr(network, "module", network)  # under DDP
@@ -118,12 +115,25 @@ class AttributeMapInferer:
 
     Args:
         attributes: see `attribute_maps`; None takes all of the network's `attribute_names`.
+        network: the network, to refuse a layer it does not have before an image is read; None
+            leaves that to the first call.
         options: the further arguments of `attribute_maps`.
+
+    Raises:
+        ValueError: for an unknown method, upsampling or layer.
     """
 
-    def __init__(self, attributes: Sequence[Target] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        attributes: Sequence[Target] | None = None,
+        network: nn.Module | None = None,
+        **options: Any,
+    ) -> None:
         self.attributes = attributes
         self.options = options
+        _check_options(options.get("method", "gradcam"), options.get("upsample", "linear"))
+        if network is not None:
+            _find_layer(network, options.get("layer"))
 
     def __call__(self, inputs: Tensor, network: nn.Module, *_: Any, **__: Any) -> Tensor:
         """Return maps (B, K, *S) for images (B, C, *S)."""
@@ -131,6 +141,13 @@ class AttributeMapInferer:
         if attributes is None:
             attributes = getattr(getattr(network, "module", network), "attribute_names", ())
         return attribute_maps(network, inputs, attributes, **self.options)
+
+
+def _check_options(method: str, upsample: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, found '{method}'")
+    if upsample not in ("linear", "guided"):
+        raise ValueError(f"upsample must be 'linear' or 'guided', found '{upsample}'")
 
 
 class _Targets(nn.Module):
@@ -142,7 +159,7 @@ class _Targets(nn.Module):
             raise ValueError(f"attributes must be a list of one or more, found {attributes!r}")
         names = list(getattr(network, "attribute_names", ()))
         self.network = network
-        self.targets = [_axis(t, names) if isinstance(t, str) else t for t in attributes]
+        self.targets = [axis_of(t, names) if isinstance(t, str) else t for t in attributes]
         self.on_output = any(callable(t) for t in self.targets)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -167,14 +184,19 @@ class _Targets(nn.Module):
         return output[:, target]
 
 
-def _axis(name: str, names: list[str]) -> int:
-    if name not in names:
+def axis_of(attribute: str, names: Sequence[str]) -> int:
+    """Return the latent axis that a network's `attribute_names` tie to an attribute.
+
+    Raises:
+        ValueError: for a name that is not there.
+    """
+    if attribute not in names:
         raise ValueError(
-            f"unknown attribute '{name}': {suggestion(name, names)}"
+            f"unknown attribute '{attribute}': {suggestion(attribute, names)}"
             if names
-            else f"attribute '{name}' needs a network with attribute_names: give a latent axis"
+            else f"attribute '{attribute}' needs a network with attribute_names: give a latent axis"
         )
-    return names.index(name)
+    return list(names).index(attribute)
 
 
 @contextmanager

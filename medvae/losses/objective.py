@@ -81,6 +81,15 @@ class AttriVAELoss(nn.Module):
         self.capacity, self.free_bits = capacity, free_bits
         self.regularize_mean = regularize_mean
 
+    def get_extra_state(self) -> dict[str, float]:
+        """The weights, which schedules change: part of `state_dict`."""
+        return {name: float(getattr(self, name)) for name in ("beta", "gamma", "alpha", "leakage")}
+
+    def set_extra_state(self, state: dict[str, float]) -> None:
+        """Take the weights of a `state_dict`."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
     def forward(
         self,
         output: AttriVAEOutput,

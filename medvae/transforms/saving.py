@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from monai.data import to_affine_nd
 from monai.transforms import MapTransform
 from torch import Tensor
 
+from medvae.data.output import replacing
 from medvae.transforms.affines import affine_of
 
 __all__ = ["SaveSubjectd"]
@@ -49,7 +49,6 @@ class SaveSubjectd(MapTransform):
     def _write(path: Path, channels: Any, like: Any) -> None:
         voxels = torch.as_tensor(channels).as_subclass(Tensor).float().movedim(0, -1).cpu().numpy()
         voxels = voxels[..., 0] if voxels.shape[-1] == 1 else voxels
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")  # the ending is kept: it says the format
-        nib.save(nib.Nifti1Image(voxels, to_affine_nd(3, affine_of(like).numpy())), temporary)
-        os.replace(temporary, path)
+        affine = to_affine_nd(3, affine_of(like).numpy())
+        with replacing(path) as temporary:
+            nib.save(nib.Nifti1Image(voxels, affine), temporary)
