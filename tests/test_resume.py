@@ -7,17 +7,19 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from test_bundles import CONFIGS, run, tiny, training
 
-from medvae.data import CohortError, phantoms
+from medvae.data import CohortError, phantoms, write_text
 from medvae.data.record import data_fingerprint, settings_difference
-from medvae.engines.checkpoint import _write
+from medvae.engines.checkpoint import Checkpoint, _write
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 
@@ -216,3 +218,39 @@ def test_a_full_disk_ends_in_a_sentence_and_keeps_the_last_file(tmp_path, monkey
     monkeypatch.undo()
     assert torch.load(path, weights_only=True)["a"].sum() == 0
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_the_best_score_so_far_survives_the_interruption(tmp_path):
+    """Else the first epoch after it would count as the best, whatever its score."""
+
+    def trainer(score: float, epochs: int) -> Any:
+        network = torch.nn.Linear(1, 1)
+        state = SimpleNamespace(best_metric=-1, best_metric_epoch=-1)
+        engine = Engine(lambda *_: torch.nn.init.constant_(network.weight, score))
+        optimizer = torch.optim.SGD(network.parameters())
+        Checkpoint(tmp_path, network, optimizer, evaluator=SimpleNamespace(state=state)).attach(
+            engine
+        )
+
+        @engine.on(Events.EPOCH_COMPLETED)
+        def validate(engine: Engine) -> None:
+            if score > state.best_metric:
+                state.best_metric, state.best_metric_epoch = score, engine.state.epoch
+
+        engine.run([0], max_epochs=epochs)
+        return state
+
+    trainer(0.7, 2)
+    assert trainer(0.5, 4).best_metric == 0.7
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"] == pytest.approx(0.7)
+    assert trainer(0.9, 6).best_metric_epoch == 5
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"] == pytest.approx(0.9)
+
+
+def test_a_file_is_replaced_and_not_written_over(tmp_path):
+    """Who holds the old file, as a kill in the middle would, still has all of it."""
+    path, held = tmp_path / "a.txt", tmp_path / "held.txt"
+    write_text(path, "old")
+    held.hardlink_to(path)
+    write_text(path, "new")
+    assert (path.read_text(), held.read_text()) == ("new", "old")
