@@ -104,6 +104,7 @@ def test_inferer_lists_every_attribute_and_splits_again() -> None:
     inferer = TraversalInferer(readout(), {"thickness": [5.0, 7.0]})
     assert inferer.values["thickness"] == [5.0, 7.0]
     assert inferer.values["volume"][2] == pytest.approx(10.0)  # the mean of the logarithms
+    assert inferer.values["volume"] == sorted(inferer.values["volume"])
     channels = inferer(images, vae)
     assert channels.shape == (3, 5 + 2, 8, 8, 8)
     parts = inferer.split(channels[1])
@@ -126,3 +127,16 @@ def test_one_sentence_for_what_cannot_be_asked() -> None:
         traverse(vae, images, "volume", [2.0], nothing)
     with pytest.raises(ValueError, match="did you mean 'thickness'"):
         TraversalInferer(readout(), {"thicknes": [1.0]})
+
+
+def test_traversals_stay_within_what_was_seen(tmp_path) -> None:
+    """Of a skewed attribute, mean - 2 sd would be a value that no subject has."""
+    values = np.random.default_rng(0).exponential(10.0, (500, 1)) + 12.0
+    scaler = AttributeScaler(["volume"]).fit(pd.DataFrame(values, columns=["volume"]))
+    fitted = Readout.fit(scaler, scaler.transform(values), values)
+    fitted.save(tmp_path / "readout.json")
+    for found in (fitted, Readout.load(tmp_path / "readout.json")):
+        asked = TraversalInferer(found).values["volume"]
+        assert asked[0] == pytest.approx(np.quantile(values, 0.05))
+        assert asked[-1] == pytest.approx(np.quantile(values, 0.95))
+        assert len(asked) == 5

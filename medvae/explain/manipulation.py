@@ -103,8 +103,8 @@ class TraversalInferer:
 
     Args:
         readout: of the trained model.
-        values: by attribute, in its own units; None, or an attribute left out: five values from
-            two standard deviations of the training subjects below their mean to two above.
+        values: by attribute, in its own units; None, or an attribute left out: five values over
+            the range of nine in ten training subjects, so that none is extrapolated.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ class TraversalInferer:
         names = readout.scaler.names
         for name in values or {}:
             axis_of(name, names)
-        spread = np.linspace(-2.0, 2.0, 5)[:, None].repeat(len(names), 1)
-        usual = dict(zip(names, readout.scaler.inverse(spread).T, strict=True))
+        seen = readout.scaler.inverse(np.linspace(readout.span[0], readout.span[1], 5))
+        usual = dict(zip(names, seen.T, strict=True))
         self.values = {
             name: [float(v) for v in (values or {}).get(name, usual[name])] for name in names
         }

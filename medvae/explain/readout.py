@@ -22,6 +22,8 @@ class Readout:
         axes: the latent axis of every attribute.
         slope: scaled attribute per unit of code, shape (K,).
         intercept: scaled attribute at code 0, shape (K,).
+        span: scaled attributes that 5 and 95 % of the training subjects lie below, shape (2, K);
+            None: 1.64 standard deviations around the mean, where they would be normal.
     """
 
     def __init__(
@@ -30,11 +32,14 @@ class Readout:
         axes: Sequence[int],
         slope: npt.ArrayLike,
         intercept: npt.ArrayLike,
+        span: npt.ArrayLike | None = None,
     ) -> None:
         self.scaler = scaler
         self.axes = tuple(int(a) for a in axes)
         self.slope: Array = np.asarray(slope, dtype=np.float64)
         self.intercept: Array = np.asarray(intercept, dtype=np.float64)
+        usual = np.array([[-1.64], [1.64]]).repeat(len(self.axes), 1)
+        self.span: Array = usual if span is None else np.asarray(span, dtype=np.float64)
 
     @classmethod
     def fit(
@@ -71,7 +76,8 @@ class Readout:
             slope = np.cov(code, column[known], bias=True)[0, 1] / variance if variance > 0 else 0.0
             lines.append((slope, column[known].mean() - slope * code.mean()))
         slopes, intercepts = zip(*lines, strict=True) if lines else ((), ())
-        return cls(scaler, list(axes), slopes, intercepts)
+        span = np.nanquantile(scaled, [0.05, 0.95], axis=0)
+        return cls(scaler, list(axes), slopes, intercepts, span)
 
     def attributes(self, codes: npt.ArrayLike) -> Array:
         """Return attributes in their own units, shape (N, K), for codes of shape (N, D)."""
@@ -94,6 +100,7 @@ class Readout:
             "axes": list(self.axes),
             "slope": self.slope.tolist(),
             "intercept": self.intercept.tolist(),
+            "span": self.span.tolist(),
         }
         write_text(path, json.dumps(state, indent=1) + "\n")
 
@@ -107,7 +114,8 @@ class Readout:
         try:
             state = json.loads(Path(path).read_text())
             scaler = AttributeScaler.from_state_dict(state["scaler"])
-            return cls(scaler, state["axes"], state["slope"], state["intercept"])
+            line = (state["slope"], state["intercept"])
+            return cls(scaler, state["axes"], *line, state.get("span"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CohortError(
                 f"The readout '{path}' cannot be read ({type(error).__name__}); "

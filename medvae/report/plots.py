@@ -256,6 +256,7 @@ def plot_traversals(
             aspect = float(steps[1] / steps[0])
             panel.imshow(_plane(image[None]), cmap="gray", vmin=0, vmax=1, aspect=aspect)
             panel.set_title(f"{value:.3g}", fontsize=8)
+        row[0].set_title("")  # the name takes the place of the first value, and says it as well
         row[0].set_title(f"{name}\n{values[name][0]:.3g}", fontsize=8, loc="left")
     return _save(figure, path)
 
