@@ -106,8 +106,7 @@ def attribute_maps(
         if upsample == "guided" and coarse != size:
             radius = [max(round(n / c), 1) for n, c in zip(size, coarse, strict=True)]
             maps = guided_filter(maps, image, radius)
-        maps = maps if signed else maps.relu()
-    return maps
+    return maps if signed else maps.relu_()
 
 
 class AttributeMapInferer:
@@ -151,7 +150,10 @@ def _check_options(method: str, upsample: str) -> None:
 
 
 class _Targets(nn.Module):
-    """Image to the K scalars that are to be explained: (B, C, *S) to (B, K)."""
+    """Image to the K scalars that are to be explained: (B, C, *S) to K times (B,).
+
+    Not stacked: a gradient of one would then pass through all of them.
+    """
 
     def __init__(self, network: nn.Module, attributes: Sequence[Target]) -> None:
         super().__init__()
@@ -162,10 +164,10 @@ class _Targets(nn.Module):
         self.targets = [axis_of(t, names) if isinstance(t, str) else t for t in attributes]
         self.on_output = any(callable(t) for t in self.targets)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> list[Tensor]:
         encode = getattr(self.network, "encode", None)
         output = encode(image) if encode is not None and not self.on_output else self.network(image)
-        return torch.stack([self._scalar(t, output) for t in self.targets], 1)
+        return [self._scalar(t, output) for t in self.targets]
 
     @staticmethod
     def _scalar(target: int | Callable[[Any], Tensor], output: Any) -> Tensor:
@@ -260,18 +262,18 @@ def _at_layer(
     return activation.detach(), _gradients(values, activation)
 
 
-def _gradients(values: Tensor, source: Tensor) -> list[Tensor]:
-    """Return the gradient of each column of values (B, K); each row belongs to one sample."""
-    if not values.requires_grad:  # nothing of the source reaches any of them
-        return [torch.zeros_like(source) for _ in range(values.shape[1])]
-    last = values.shape[1] - 1
-    with torch.enable_grad():
-        totals = values.sum(0).unbind()
-        found = [
-            torch.autograd.grad(total, source, retain_graph=k < last, allow_unused=True)[0]
-            for k, total in enumerate(totals)
-        ]
-    return [torch.zeros_like(source) if g is None else g for g in found]
+def _gradients(values: list[Tensor], source: Tensor) -> list[Tensor]:
+    """Return the gradient of each of the values (B,); each row belongs to one sample."""
+    found = []
+    for k, value in enumerate(values):
+        gradient = None
+        if value.requires_grad:  # else nothing of the source reaches it
+            keep = k + 1 < len(values)
+            (gradient,) = torch.autograd.grad(
+                value, source, torch.ones_like(value), retain_graph=keep, allow_unused=True
+            )
+        found.append(torch.zeros_like(source) if gradient is None else gradient)
+    return found
 
 
 def _class_activation(activation: Tensor, gradients: list[Tensor], method: Method) -> Tensor:
@@ -324,7 +326,7 @@ def _occlusion(
     starts = [
         sorted({*range(0, n - p, max(p // 2, 1)), n - p}) for n, p in zip(size, patch, strict=True)
     ]
-    values = targets(image)
+    values = torch.stack(targets(image), 1)
     total = image.new_zeros(*values.shape, *size)
     cover = image.new_zeros(size)
     for corner in product(*starts):
@@ -332,7 +334,7 @@ def _occlusion(
         window: tuple[Any, ...] = (..., *(slice(c, c + p) for c, p in edges))
         occluded = image.clone()
         occluded[window] = baseline
-        fall = values - targets(occluded)
+        fall = values - torch.stack(targets(occluded), 1)
         total[window] += fall.reshape(*fall.shape, *(1,) * len(size))
         cover[window] += 1
     return total / cover

@@ -18,10 +18,14 @@ def upsample_linear(maps: Tensor, size: Sequence[int]) -> Tensor:
     """
     for axis in range(maps.ndim - 1, 1, -1):  # the last product writes whole planes
         n_in, n_out = maps.shape[axis], size[axis - 2]
-        if n_in != n_out:
-            shape = (*maps.shape[:axis], n_out, *maps.shape[axis + 1 :])
-            rows = maps.reshape(-1, n_in, prod(maps.shape[axis + 1 :]))
-            maps = torch.einsum("oi,bit->bot", _weights(n_in, n_out, maps), rows).reshape(shape)
+        if n_in == n_out:
+            continue
+        weights, after = _weights(n_in, n_out, maps), maps.shape[axis + 1 :]
+        if after:
+            rows = maps.reshape(-1, n_in, prod(after))
+            maps = torch.matmul(weights, rows).reshape(*maps.shape[:axis], n_out, *after)
+        else:
+            maps = torch.matmul(maps, weights.T)
     return maps
 
 

@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_attribute_maps.py
 
 CPU time, interleaved in one process; the ratio is the median of the rounds' ratios. captum's
-LayerGradCam is timed where it is installed.
+LayerGradCam and medcam (M3d-Cam) are timed where they are installed. medcam scales each map to
+[0, 1], so its maps are compared after both are.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from medvae.networks import AttriVAE
 from medvae.report.tables import markdown_table
 
 K, ROUNDS = 16, 7
+LAYER = "encoder.4.conv"
 
 
 class Mean(nn.Module):
@@ -38,29 +40,55 @@ class Mean(nn.Module):
 
 def peers(vae: AttriVAE, image: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Return what is timed: each gives the maps (1, K, *S)."""
-    layer = "encoder.4.conv"
     plain = deepcopy(vae)
-    monai = GradCAM(Mean(plain), target_layers=f"vae.{layer}", postprocessing=lambda m: m)
+    monai = GradCAM(Mean(plain), target_layers=f"vae.{LAYER}", postprocessing=lambda m: m)
     # channels-last is how the bundle lays the network out; the peers get torch's own layout
     fast = deepcopy(vae).to(memory_format=torch.channels_last_3d)
     found = {
-        "medvae": lambda: attribute_maps(fast, image, range(K), layer),
+        "medvae": lambda: attribute_maps(fast, image, range(K), LAYER),
         "MONAI": lambda: torch.cat([monai(image, class_idx=k) for k in range(K)], 1),
     }
-    try:
-        from captum.attr import LayerAttribution, LayerGradCam
-    except ImportError:
-        return found
-    own = deepcopy(vae)  # captum's hooks would meet MONAI's
-    captum = LayerGradCam(Mean(own), own.encoder[4].conv)
+    for name, peer in (("captum", captum), ("medcam", medcam)):
+        try:
+            found[name] = peer(deepcopy(vae), image)  # their hooks would meet MONAI's
+        except ImportError as error:
+            print(f"Without {name} ({error})")
+    return found
 
-    def with_captum() -> Tensor:
-        maps = [captum.attribute(image, target=k, relu_attributions=True) for k in range(K)]
-        size = tuple(image.shape[2:])
-        up = [LayerAttribution.interpolate(m, size, interpolate_mode="trilinear") for m in maps]
+
+def captum(vae: AttriVAE, image: Tensor) -> Callable[[], Tensor]:
+    """Return captum's maps, as a call."""
+    from captum.attr import LayerAttribution, LayerGradCam
+
+    layer = LayerGradCam(Mean(vae), vae.get_submodule(LAYER))
+    size = tuple(image.shape[2:])
+
+    def maps() -> Tensor:
+        coarse = [layer.attribute(image, target=k, relu_attributions=True) for k in range(K)]
+        up = [LayerAttribution.interpolate(m, size, interpolate_mode="trilinear") for m in coarse]
         return torch.cat(up, 1).detach()
 
-    return found | {"captum": with_captum}
+    return maps
+
+
+def medcam(vae: AttriVAE, image: Tensor) -> Callable[[], Tensor]:
+    """Return medcam's maps, as a call."""
+    from medcam import medcam as library
+
+    injected = library.inject(Mean(vae), backend="gcam", layer=f"vae.{LAYER}", replace=True)
+    return lambda: torch.cat([injected(image, label=k) for k in range(K)], 1)
+
+
+def difference(name: str, maps: Tensor, reference: Tensor) -> float:
+    """Return the largest difference from MONAI's maps, relative to their peak."""
+    if name == "medcam":
+        maps, reference = (
+            (m - m.amin((2, 3, 4), True)) / (m.amax((2, 3, 4), True) - m.amin((2, 3, 4), True))
+            for m in (maps, reference)
+        )
+        reference = reference.nan_to_num()  # a map that is zero everywhere
+        maps = maps.nan_to_num()
+    return float((maps - reference).abs().max() / reference.abs().max())
 
 
 def main() -> None:
@@ -80,7 +108,7 @@ def main() -> None:
             times[name].append(time.process_time() - start)
     rows: list[list[Any]] = []
     for name, call in found.items():
-        error = float((call().detach() - reference).abs().max() / reference.abs().max())
+        error = difference(name, call().detach(), reference)
         ratio = np.median(np.array(times[name]) / np.array(times["medvae"]))
         rows.append([name, f"{1e3 * np.median(times[name]):.1f}", f"{ratio:.1f}", f"{error:.1e}"])
     print(markdown_table(["", "ms", "times medvae's", "difference from MONAI's, relative"], rows))
