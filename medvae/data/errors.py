@@ -72,6 +72,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 def or_exit(function: Callable[..., Result], *args: object, **kwargs: object) -> Result:
     """Call ``function``; bad input ends the program with its sentence alone and exit code 1.
 
+    So does bad input that MONAI's transforms report as the cause of an error of their own.
+
     For a bundle's configuration, where an exception would arrive wrapped in the traceback of
     every expression that led to it: MONAI catches ``Exception``, which ``SystemExit`` is not.
     Python code calls ``function`` itself and catches :class:`CohortError`.
@@ -81,8 +83,13 @@ def or_exit(function: Callable[..., Result], *args: object, **kwargs: object) ->
     """
     try:
         return function(*args, **kwargs)
-    except CohortError as error:
-        raise SystemExit(f"Error: {error}") from None
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, CohortError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise SystemExit(f"Error: {cause}") from None
 
 
 def configured(component: Callable[..., Result], **kwargs: object) -> Result:

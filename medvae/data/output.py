@@ -10,7 +10,7 @@ from pathlib import Path
 
 from medvae.data.errors import CohortError, listing
 
-__all__ = ["check_overwrite", "check_writable", "replacing", "write_text"]
+__all__ = ["check_overwrite", "check_writable", "replacing", "write_bytes", "write_text"]
 
 
 def check_writable(folder: str | Path) -> None:
@@ -70,12 +70,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file so that an interruption leaves the old one, or none, but never half of it.
 
     Raises:
-        CohortError: the folder cannot be written to.
+        CohortError: there is no space, or no permission.
     """
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise CohortError(
+            f"The file '{path}' cannot be written ({error.strerror}); "
+            "expected a folder with space and permission to write."
+        ) from error
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text in UTF-8, as it is, by :func:`write_bytes`."""
     check_writable(Path(path).parent)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+    write_bytes(path, text.encode())

@@ -98,7 +98,9 @@ def attribute_maps(
         elif method == "occlusion":
             maps = _occlusion(targets, image, baseline, patch_size)
         else:
-            maps = _class_activation(*_at_layer(targets, image, layer), method)
+            activation, values = _at_layer(targets, image, layer)
+            gradients = _gradients(values, activation)
+            maps = _class_activation(activation.detach(), gradients, method)
         if method in ("gradcam", "hirescam") and not signed:
             maps = maps.relu()  # on the layer's grid, as published
         coarse, size = maps.shape[2:], image.shape[2:]
@@ -232,7 +234,7 @@ def _find_layer(network: nn.Module, name: str | None) -> nn.Module:
 def _at_layer(
     targets: _Targets, image: Tensor, name: str | None, instead: Tensor | None = None
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return a layer's activation (B, C, *S') and the K targets' gradients of the same shape.
+    """Return a layer's activation (B, C, *S'), a leaf of the graph, and the K targets beyond it.
 
     Where `instead` is given, the layer gives that to the rest of the network.
     """
@@ -258,8 +260,7 @@ def _at_layer(
         handle.remove()
     if not captured:
         raise ValueError(f"layer '{name}' does not take part in computing the attributes")
-    activation = captured[0]
-    return activation.detach(), _gradients(values, activation)
+    return captured[0], values
 
 
 def _gradients(values: list[Tensor], source: Tensor) -> list[Tensor]:
@@ -294,12 +295,15 @@ def _along(steps: int) -> list[float]:
 def _layer_integrated_gradients(
     targets: _Targets, image: Tensor, layer: str | None, baseline: float, steps: int
 ) -> Tensor:
-    empty, _ = _at_layer(targets, torch.full_like(image, baseline), layer)
-    full, _ = _at_layer(targets, image, layer)
+    empty, full = (
+        _at_layer(targets, x, layer)[0].detach()
+        for x in (torch.full_like(image[:1], baseline), image)
+    )
     total = full.new_zeros(len(full), len(targets.targets), *full.shape[2:])
     for share in _along(steps):
-        _, gradients = _at_layer(targets, image, layer, torch.lerp(empty, full, share))
-        total += torch.stack([((full - empty) * g).sum(1) for g in gradients], 1) / steps
+        point, values = _at_layer(targets, image, layer, torch.lerp(empty, full, share))
+        for k, gradient in enumerate(_gradients(values, point)):
+            total[:, k] += ((full - empty) * gradient).sum(1) / steps
     return total
 
 

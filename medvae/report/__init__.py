@@ -1,12 +1,11 @@
 """What a run leaves behind for people: metrics, tables and plots."""
 
 from medvae.report.evaluation import Evaluation, Predictions, predict
+from medvae.report.map_montage import MapMontaged, plot_maps
 from medvae.report.plots import (
-    MapMontaged,
     TraversalMontaged,
     plot_codes,
     plot_curves,
-    plot_maps,
     plot_reconstructions,
     plot_traversals,
 )

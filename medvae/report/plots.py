@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from io import BytesIO
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,15 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
 
+from medvae.data.output import write_bytes
+
 if TYPE_CHECKING:
     from medvae.explain import TraversalInferer
 
 __all__ = [
-    "MapMontaged",
     "TraversalMontaged",
     "plot_codes",
     "plot_curves",
-    "plot_maps",
     "plot_reconstructions",
     "plot_traversals",
 ]
@@ -42,10 +43,10 @@ def _grid(count: int, columns: int, width: float, height: float) -> tuple[Figure
 
 
 def _save(figure: Figure, path: str | Path) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
+    picture = BytesIO()
+    figure.savefig(picture, dpi=110)
+    write_bytes(path, picture.getvalue())
+    return Path(path)
 
 
 def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Path:
@@ -147,88 +148,6 @@ def plot_reconstructions(
         axis.set_xticks([])
         axis.set_yticks([])
     return _save(figure, path)
-
-
-def plot_maps(
-    image: np.ndarray,
-    maps: np.ndarray,
-    names: Sequence[str],
-    path: str | Path,
-    spacing_mm: Sequence[float] | None = None,
-) -> Path:
-    """Plot where an image's attributes are read, over planes through each map's peak, and save it.
-
-    Args:
-        image: shape (C, *S), 2D or 3D; the first channel is shown.
-        maps: shape (K, *S), larger is more; each is shown from 0 to its own peak.
-        names: of the K maps.
-        path: the PNG to write.
-        spacing_mm: of the voxels, for the proportions; None: all the same.
-    """
-    volume = image[0]
-    steps = np.ones(volume.ndim) if spacing_mm is None else np.asarray(spacing_mm, dtype=float)
-    across = range(volume.ndim)[::-1] if volume.ndim == 3 else [None]
-    figure = Figure(figsize=(2.1 * len(across) + 1.4, 2.1 * len(names)), layout="constrained")
-    axes = figure.subplots(len(names), len(across), squeeze=False)
-    grey = {"cmap": "gray", "vmin": float(volume.min()), "vmax": float(volume.max())}
-    for row, name in enumerate(names):
-        peak = np.unravel_index(int(maps[row].argmax()), volume.shape)
-        top = float(maps[row].max())
-        for panel, axis in zip(axes[row], across, strict=True):
-            if axis is None:
-                plane, shown, sizes = volume, maps[row], steps
-            else:
-                plane, shown = (v.take(int(peak[axis]), axis) for v in (volume, maps[row]))
-                sizes = np.delete(steps, axis)
-            aspect = float(sizes[1] / sizes[0])
-            panel.imshow(np.rot90(plane), **grey, aspect=aspect)
-            heat = np.rot90(shown)
-            seen = 0.75 * np.clip(2 * heat / (top or 1.0), 0, 1)  # faint evidence does not veil
-            drawn = panel.imshow(
-                heat, cmap="inferno", vmin=0, vmax=top or 1.0, alpha=seen, aspect=aspect
-            )
-            panel.set_xticks([])
-            panel.set_yticks([])
-        figure.colorbar(drawn, ax=list(axes[row]), shrink=0.8)
-        axes[row, 0].set_ylabel(name if top > 0 else f"{name}\n(nothing found)", fontsize=7)
-    for panel, axis in zip(axes[0], across, strict=True):
-        panel.set_title("" if axis is None else ("sagittal", "coronal", "axial")[axis], fontsize=8)
-    return _save(figure, path)
-
-
-class MapMontaged(MapTransform):
-    """Write `plot_maps` of an item's image and maps to `ID_maps.png`; the item passes unchanged.
-
-    Args:
-        keys: the maps (K, *S), one key.
-        names: of the K maps.
-        output_dir: where the PNG goes, in a folder named by the item's id.
-        image_key: the image (C, *S) on the maps' grid.
-        spacing_mm: of that grid, one number or one per axis.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        names: Sequence[str],
-        output_dir: str | Path,
-        image_key: str = "image",
-        spacing_mm: Sequence[float] | float = 1.0,
-    ) -> None:
-        super().__init__(keys)
-        self.names = tuple(names)
-        self.output_dir = Path(output_dir)
-        self.image_key = image_key
-        self.spacing_mm = spacing_mm
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Write the picture and return the item."""
-        name = str(data["id"]).replace("/", "_")
-        for key in self.keys:
-            maps, image = (np.asarray(data[k]) for k in (key, self.image_key))
-            spacing = ensure_tuple_rep(self.spacing_mm, image.ndim - 1)
-            plot_maps(image, maps, self.names, self.output_dir / name / f"{name}_maps.png", spacing)
-        return dict(data)
 
 
 def plot_traversals(
