@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import resource
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ import pytest
 from test_bad_input import edit_header
 from test_bundles import CONFIGS, run, tiny, training
 
-from medvae.data import phantoms
+from medvae.data import files, memory, phantoms
+from medvae.data.errors import FileError
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 
@@ -109,6 +111,20 @@ def endless(path: Path) -> Path:
     return path
 
 
+def zeros_behind(path: Path) -> Path:
+    """A file that decompresses to 2 GB more than its header says."""
+    path.write_bytes(path.read_bytes() + gzip.compress(bytes(2**24)) * 128)
+    return path
+
+
+def honest_bomb(path: Path) -> Path:
+    """As many zeros as the header promises: 600 MB in less than one, more than is left here."""
+    edit_header(path, dim=[3, 1000, 1000, 300, 1, 1, 1, 1], datatype=4, bitpix=16)
+    head = gzip.compress(gzip.decompress(path.read_bytes())[:352])
+    path.write_bytes(head + gzip.compress(bytes(10**7)) * 60)
+    return path
+
+
 def uncompressed(path: Path) -> Path:
     path.write_bytes(gzip.decompress(path.read_bytes()))
     return path
@@ -168,6 +184,7 @@ CASES: dict[str, Spoil] = {
     "larger dim": header(dim=[3, 400, 400, 400, 1, 1, 1, 1]),
     "bomb": bomb,
     "endless": endless,
+    "zeros behind": zeros_behind,
     **{f"datatype {d}": header(datatype=d) for d in (0, 1, 128, 1536, 2048, 9999)},
     "bitpix": header(bitpix=7),
     **{f"vox_offset {o}": header(vox_offset=o) for o in (0, -5, 1e9, np.nan)},
@@ -253,3 +270,42 @@ def test_a_result_on_the_right_grid_or_a_sentence(root: Path, tmp_path: Path, ca
         assert result.shape == original.shape[:3]
         np.testing.assert_allclose(result.affine, original.affine, rtol=1e-4, atol=1e-3)
         assert np.isfinite(np.asarray(result.dataobj)).all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux' limits")
+@pytest.mark.parametrize("said", [True, False], ids=["free memory is known", "and is not"])
+def test_a_file_larger_than_the_memory_is_refused_before_it_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bool
+) -> None:
+    path = tmp_path / "bomb.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), "i2"), np.eye(4)), path)
+    honest_bomb(path)
+    assert path.stat().st_size < 2**20
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    monkeypatch.setattr(files, "free_memory", lambda: 10**9 if said else None)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 4 * 10**8, hard))
+    try:
+        with pytest.raises(FileError, match="memory") as caught:
+            files.read_image(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert str(path) in str(caught.value)
+    if said:
+        assert "1000 x 1000 x 300 voxels in its header, which need 4.2 GB" in str(caught.value)
+
+
+def test_free_memory_is_that_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.free_memory() is None
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    7 kB\n")
+    assert memory.free_memory() == 7 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert memory.free_memory() == 7 * 1024
+    (tmp_path / "memory.max").write_text("3000\n")
+    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 500\n")
+    assert memory.free_memory() == 2500

@@ -6,10 +6,13 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -218,6 +221,71 @@ def test_a_full_disk_ends_in_a_sentence_and_keeps_the_last_file(tmp_path, monkey
     monkeypatch.undo()
     assert torch.load(path, weights_only=True)["a"].sum() == 0
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"needs the right to mount a small disk ({error})")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_fills_up_during_training_leaves_the_last_good_checkpoint(tiny_disk):
+    """The optimizer's state, which comes with its first step, does not fit beside the old file."""
+
+    def train(epochs: int) -> Any:
+        network = torch.nn.Linear(80, 80)
+        optimizer = torch.optim.Adam(network.parameters())
+        handler = Checkpoint(tiny_disk, network, optimizer)
+
+        def step(engine: Engine, _: Any) -> None:
+            if engine.state.epoch > 1:
+                network(torch.ones(1, 80)).sum().backward()
+                optimizer.step()
+
+        engine = Engine(step)
+        handler.attach(engine)
+        engine.run([0], max_epochs=epochs)
+
+    with pytest.raises(CohortError) as caught:
+        train(3)
+    message = str(caught.value)
+    assert "cannot be written" in message
+    assert "\n" not in message
+    left = torch.load(tiny_disk / "checkpoint.pt", weights_only=True)
+    model = torch.load(tiny_disk / "model.pt", weights_only=True)
+    assert left["epoch"] == 1
+    assert torch.equal(left["network"]["weight"], model["weight"])
+    assert sorted(p.name for p in tiny_disk.iterdir()) == ["checkpoint.pt", "model.pt"]
+
+
+@pytest.mark.parametrize("maps", [True, False])
+def test_a_disk_that_fills_up_during_inference_ends_in_a_sentence(
+    cohort, uninterrupted, tiny_disk, maps
+):
+    folders = {"ckpt_dir": str(uninterrupted / "models"), "output_dir": str(tiny_disk / "out")}
+    with pytest.raises(SystemExit) as stopped:
+        run(
+            [CONFIGS / "inference.yaml"],
+            tiny(cohort, 2, **folders, dropout=0.2, maps=maps),
+            "infer",
+        )
+    message = str(stopped.value)
+    assert message.startswith(f"Error: The file '{tiny_disk}/out/")
+    assert "No space left on device" in message
+    assert "\n" not in message
+    left = [path for path in (tiny_disk / "out").rglob("*") if path.is_file()]
+    assert not [path for path in left if path.name.startswith(".")]
+    for path in left:
+        if path.suffix == ".gz":
+            assert np.isfinite(nib.load(path).get_fdata()).all()  # whole
 
 
 def test_the_best_score_so_far_survives_the_interruption(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +15,18 @@ from nibabel.openers import ImageOpener
 from numpy.typing import NDArray
 
 from medvae.data.errors import FileError
+from medvae.data.memory import free_memory
 
 __all__ = ["Volume", "check_grid", "read_image", "read_mask"]
 
 NIFTI = (".nii", ".nii.gz")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
+WORKING_BYTES = 12  # for a voxel, beyond those in the file: as float32, resampled, checked
 GRID_TOLERANCE = 0.1  # of the smallest voxel edge; headers written by two tools differ by less
+
+
+class _TooLargeError(Exception):
+    """What was found, and what was expected."""
 
 
 class Volume(NamedTuple):
@@ -141,6 +148,8 @@ def _read(role: str, path: str | Path, spatial_dims: int) -> Volume:
     """Voxels ``(*S)`` or ``(*S, C)`` of finite numbers and a usable affine."""
     try:
         voxels, affine = _read_nifti(path) if _is_nifti(path) else _read_other(path)
+    except _TooLargeError as error:
+        raise FileError("memory", role, path, *error.args) from error
     except MemoryError as error:
         found, expected = "needs more memory than there is", "an image of the size it promises"
         raise FileError("memory", role, path, found, expected) from error
@@ -192,6 +201,7 @@ def _is_nifti(path: str | Path) -> bool:
 
 def _read_nifti(path: str | Path) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
     image = nibabel.load(path)
+    _check_memory(path, image)
     with np.errstate(invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a NaN affine: reported by the caller
         voxels, affine = np.asanyarray(image.dataobj), np.array(image.affine, dtype=np.float64)
@@ -202,6 +212,19 @@ def _read_nifti(path: str | Path) -> tuple[NDArray[np.generic], NDArray[np.float
         axes = min(voxels.ndim, 3)
         affine[:3, :axes] *= pixdim[1 : axes + 1] != 0
     return voxels, affine
+
+
+def _check_memory(path: str | Path, image: nibabel.Nifti1Image) -> None:
+    """Refuse what cannot be held: zeros compress a thousandfold, and a header may say anything."""
+    needed = prod(map(int, image.shape)) * (image.get_data_dtype().itemsize + WORKING_BYTES)
+    free = free_memory()
+    if free is not None and needed > free:
+        size = " x ".join(map(str, image.shape))
+        raise _TooLargeError(
+            f"of {Path(path).stat().st_size} bytes promises {size} voxels in its header, which "
+            f"need {needed / 1e9:.2g} GB of memory",
+            f"at most the {free / 1e9:.2g} GB that are free",
+        )
 
 
 def _read_other(path: str | Path) -> tuple[NDArray[np.generic], NDArray[np.float64]]:

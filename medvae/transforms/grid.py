@@ -246,8 +246,9 @@ def interpolate(
     within = torch.ones((), dtype=torch.float64)
     for dim, matrix in enumerate(matrices, start=1):
         new = torch.matmul(new.movedim(dim, -1), matrix.T.float()).movedim(-1, dim)
-        within = within[..., None] * matrix.sum(dim=1)
-    return (new + (value * (1 - within)).float()).contiguous()
+        if value:
+            within = within[..., None] * matrix.sum(dim=1)
+    return (new + (value * (1 - within)).float() if value else new).contiguous()
 
 
 def _averages(axis: Axis, length: int, fade: bool, anti_alias: bool) -> Tensor:
