@@ -10,7 +10,14 @@ from pathlib import Path
 
 from medvae.data.errors import CohortError, listing
 
-__all__ = ["check_overwrite", "check_writable", "replacing", "write_bytes", "write_text"]
+__all__ = [
+    "check_overwrite",
+    "check_writable",
+    "explained",
+    "replacing",
+    "write_bytes",
+    "write_text",
+]
 
 
 def check_writable(folder: str | Path) -> None:
@@ -70,20 +77,30 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def explained(path: str | Path) -> Iterator[None]:
+    """Say in a sentence that a file cannot be written.
+
+    Raises:
+        CohortError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CohortError(
+            f"The file '{path}' cannot be written ({error.strerror}); "
+            "expected a folder with space and permission to write."
+        ) from error
+
+
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file so that an interruption leaves the old one, or none, but never half of it.
 
     Raises:
         CohortError: there is no space, or no permission.
     """
-    try:
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise CohortError(
-            f"The file '{path}' cannot be written ({error.strerror}); "
-            "expected a folder with space and permission to write."
-        ) from error
+    with explained(path), replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -167,11 +167,14 @@ def _on_first_rank(action: Any) -> None:
 
 def _write(content: Any, path: Path) -> None:
     try:
-        with replacing(path) as temporary:
-            torch.save(content, temporary)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(content, file)  # given a name, torch does not say that there is no space
     except (OSError, RuntimeError) as error:
+        reason: BaseException = error
+        while reason.__context__ is not None:  # torch's own error comes on top of the system's
+            reason = reason.__context__
         raise CohortError(
-            f"The file '{path}' cannot be written ({error}); the last good one is kept, and the "
+            f"The file '{path}' cannot be written ({reason}); the last good one is kept, and the "
             "training goes on from it when it is started again."
         ) from error
 

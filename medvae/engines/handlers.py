@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medvae.data import check_overwrite, or_exit, write_text
+from medvae.data.output import explained
 from medvae.engines.steps import class_probabilities
 from medvae.explain import Readout
 from medvae.metrics import interpretability
@@ -161,7 +162,7 @@ class History:
             row |= {f"val_{k}": float(v) for k, v in self.evaluator.state.metrics.items()}
         first = not self.path.exists() or self.path.stat().st_size == 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", newline="") as file:
+        with explained(self.path), self.path.open("a", newline="") as file:
             writer = csv.DictWriter(file, row, lineterminator="\n")
             if first:
                 writer.writeheader()
