@@ -435,3 +435,16 @@ class TestExit:
         assert len(lines) <= 4
         assert lines[-1].startswith(f"Error: The image '{folder / 's3.nii.gz'}' of ")
         assert not (folder / "eval").exists()
+
+
+def test_a_sentence_beneath_another_error_ends_the_program_and_other_errors_pass() -> None:
+    def within_a_transform() -> None:
+        try:
+            raise CohortError("There is no space.")
+        except CohortError as error:
+            raise RuntimeError("applying transform") from error
+
+    with pytest.raises(SystemExit, match="^Error: There is no space.$"):
+        or_exit(within_a_transform)
+    with pytest.raises(ZeroDivisionError):
+        or_exit(lambda: 1 / 0)

@@ -207,6 +207,7 @@ def test_inference_without_maps(trained, tmp_path):
     [
         ({"map_layer": "encoder.7"}, "unknown layer 'encoder.7'"),
         ({"map_method": "cam"}, "method must be one of gradcam"),
+        ({"map_steps": 0}, "steps must be at least 1, found 0"),
         ({"traversals": True, "traversal_values": {"lv": [1.0]}}, "unknown attribute 'lv'"),
     ],
 )

@@ -83,7 +83,7 @@ def attribute_maps(
     Raises:
         ValueError: for an unknown attribute, layer or method; a layer without spatial axes.
     """
-    _check_options(method, upsample)
+    _check_options(method, upsample, steps)
     if image.ndim not in (4, 5):
         raise ValueError(f"image must have shape (B, C, *S), 2D or 3D, found {tuple(image.shape)}")
     network = getattr(network, "module", network)  # under DDP
@@ -132,7 +132,8 @@ class AttributeMapInferer:
     ) -> None:
         self.attributes = attributes
         self.options = options
-        _check_options(options.get("method", "gradcam"), options.get("upsample", "linear"))
+        choices: dict[str, Any] = {"method": "gradcam", "upsample": "linear", "steps": 1} | options
+        _check_options(choices["method"], choices["upsample"], choices["steps"])
         if network is not None:
             _find_layer(network, options.get("layer"))
 
@@ -144,11 +145,13 @@ class AttributeMapInferer:
         return attribute_maps(network, inputs, attributes, **self.options)
 
 
-def _check_options(method: str, upsample: str) -> None:
+def _check_options(method: str, upsample: str, steps: int) -> None:
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, found '{method}'")
     if upsample not in ("linear", "guided"):
         raise ValueError(f"upsample must be 'linear' or 'guided', found '{upsample}'")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, found {steps}")
 
 
 class _Targets(nn.Module):
@@ -287,8 +290,6 @@ def _class_activation(activation: Tensor, gradients: list[Tensor], method: Metho
 
 def _along(steps: int) -> list[float]:
     """Return the midpoints of equal parts of the way from 0 to 1."""
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, found {steps}")
     return [(step + 0.5) / steps for step in range(steps)]
 
 
