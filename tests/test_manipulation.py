@@ -10,6 +10,7 @@ from torch import Tensor
 
 from medvae.data import AttributeScaler
 from medvae.explain import (
+    MonotoneCurve,
     Readout,
     TraversalInferer,
     interpolate,
@@ -34,7 +35,7 @@ def make(spatial_dims: int = 3) -> tuple[AttriVAE, Tensor]:
 def readout() -> Readout:
     scaler = AttributeScaler(NAMES, log=["volume"])
     scaler.fit(pd.DataFrame({"volume": [1.0, 10.0, 100.0], "thickness": [4.0, 6.0, 8.0]}))
-    return Readout(scaler, [0, 1], [2.0, -1.0], [0.5, 0.0])
+    return Readout(scaler, [0, 1], [MonotoneCurve.line(2.0, 0.5), MonotoneCurve.line(-1.0, 0.0)])
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
@@ -122,7 +123,7 @@ def test_one_sentence_for_what_cannot_be_asked() -> None:
     with pytest.raises(ValueError, match="no attribute on latent axis 3"):
         traverse(vae, images, 3, [0.0], readout())
     nothing = readout()
-    nothing.slope[0] = 0.0
+    nothing.curves[0] = MonotoneCurve.line(0.0, 0.5)
     with pytest.raises(ValueError, match="its axis reads nothing"):
         traverse(vae, images, "volume", [2.0], nothing)
     with pytest.raises(ValueError, match="did you mean 'thickness'"):

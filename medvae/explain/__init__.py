@@ -1,5 +1,6 @@
 """Looking through a trained model: what its latent axes say about a subject."""
 
+from medvae.explain.curve import MonotoneCurve
 from medvae.explain.manipulation import (
     TraversalInferer,
     interpolate,
@@ -12,6 +13,7 @@ from medvae.explain.readout import Readout
 
 __all__ = [
     "AttributeMapInferer",
+    "MonotoneCurve",
     "Readout",
     "TraversalInferer",
     "attribute_maps",
