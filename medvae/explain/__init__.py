@@ -1,11 +1,13 @@
 """Looking through a trained model: what its latent axes say about a subject."""
 
 from medvae.explain.curve import MonotoneCurve
+from medvae.explain.instrument import Instrument
 from medvae.explain.manipulation import (
     TraversalInferer,
     interpolate,
     replace_axes,
     sample,
+    there_and_back,
     traverse,
 )
 from medvae.explain.maps import AttributeMapInferer, attribute_maps
@@ -13,6 +15,7 @@ from medvae.explain.readout import Readout
 
 __all__ = [
     "AttributeMapInferer",
+    "Instrument",
     "MonotoneCurve",
     "Readout",
     "TraversalInferer",
@@ -20,5 +23,6 @@ __all__ = [
     "interpolate",
     "replace_axes",
     "sample",
+    "there_and_back",
     "traverse",
 ]

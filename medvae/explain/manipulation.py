@@ -15,7 +15,14 @@ from medvae.explain.readout import Readout
 if TYPE_CHECKING:
     from medvae.networks import AttriVAE
 
-__all__ = ["TraversalInferer", "interpolate", "replace_axes", "sample", "traverse"]
+__all__ = [
+    "TraversalInferer",
+    "interpolate",
+    "replace_axes",
+    "sample",
+    "there_and_back",
+    "traverse",
+]
 
 
 def traverse(
@@ -98,6 +105,28 @@ def replace_axes(
         return network.decode(codes)
 
 
+def there_and_back(
+    network: AttriVAE, image: Tensor, axis: int, codes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Move an axis, decode, encode what was decoded, set the axis back and decode again.
+
+    Args:
+        network: an `AttriVAE`.
+        image: shape (B, C, *S).
+        axis: the latent axis.
+        codes: where each image's axis is moved to, shape (B,).
+
+    Returns:
+        The reconstructions, the images with the axis moved and those with it moved back, each
+        (B, C, *S). A model whose encoder reads what its decoder draws returns to the first.
+    """
+    with torch.no_grad(), evaluating(network):
+        start = network.encode(image)[0]
+        there = network.decode(_moved(start, axis, codes))
+        back = _moved(network.encode(there)[0], axis, start[:, axis])
+        return network.decode(start), there, network.decode(back)
+
+
 class TraversalInferer:
     """`traverse` over several attributes as a MONAI inferer: `inferer(image, network)`.
 
@@ -166,7 +195,7 @@ def _target(
     return axis, [float(code) for code in codes]
 
 
-def _moved(codes: Tensor, axis: int, value: float) -> Tensor:
+def _moved(codes: Tensor, axis: int, value: float | Tensor) -> Tensor:
     codes = codes.clone()
     codes[:, axis] = value
     return codes
