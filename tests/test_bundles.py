@@ -240,6 +240,30 @@ def test_inference_with_traversals(trained, tmp_path):
         assert (tmp_path / "out" / name / f"{name}_traversals.png").stat().st_size > 3000
 
 
+def test_manipulation_is_evaluated(trained, tmp_path):
+    root, spatial_dims = trained
+    quick = {"instrument_steps": 3, "subjects_scored": 4, "sweep_steps": 3}
+    folders = {"output_dir": str(tmp_path / "e")}
+    configs = [CONFIGS / "train.yaml", CONFIGS / "manipulation.yaml"]
+    labels = {"rv": 1, "myocardium": 2, "lv": 3, "wall": [2]}
+    overrides = training(root, spatial_dims, **quick, **folders, mask_labels=labels)
+    run(configs, overrides)
+    result = json.loads((tmp_path / "e" / "manipulation.json").read_text())
+    assert list(result["attributes"]) == ATTRIBUTES[spatial_dims]
+    assert result["subjects"] == 4
+    assert "Return error" in (tmp_path / "e" / "manipulation.md").read_text()
+    for plot in ("sweeps.png", "traversals.png"):
+        assert (tmp_path / "e" / plot).stat().st_size > 3000
+    assert not (root / "models" / "traversal.json").exists()
+    written = (root / "models" / "instrument.pt").stat().st_mtime_ns
+    run(configs, overrides | {"calibrated": True, "gif": True})
+    assert (root / "models" / "instrument.pt").stat().st_mtime_ns == written
+    assert (root / "models" / "traversal.json").exists()
+    assert (tmp_path / "e" / "traversals.gif").exists()
+    with pytest.raises(SystemExit, match="Subject 'nobody' to be shown"):
+        run(configs, overrides | {"shown": "nobody"})
+
+
 @pytest.fixture(scope="module")
 def root3d(tmp_path_factory):
     root = tmp_path_factory.mktemp("bundle")
@@ -488,7 +512,10 @@ def _targets(node):
             yield from _targets(item)
 
 
-@pytest.mark.parametrize("name", ["train.yaml", "inference.yaml", "evaluate.yaml"])
+BUNDLED = ["train.yaml", "inference.yaml", "evaluate.yaml", "manipulation.yaml"]
+
+
+@pytest.mark.parametrize("name", BUNDLED)
 def test_targets_are_monai_torch_or_medvae(name):
     for target in _targets(yaml.safe_load((CONFIGS / name).read_text())):
         assert "." not in target or target.split(".")[0] in ("monai", "torch", "medvae")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,27 +11,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import ndimage
 from torch import Tensor
-from tqdm import tqdm
 
 from medvae.attributes import feature_names
 from medvae.data import Cohort, CohortError, check_overwrite, write_text
 from medvae.data.errors import suggestion
 from medvae.data.measured import MaskLabels
-from medvae.engines import PrepareAttributes, train_segmentation
-from medvae.explain import Instrument, Readout, there_and_back, traverse
-from medvae.metrics import agreement, change_outside, manipulation_report, return_error
+from medvae.engines import PrepareAttributes
+from medvae.explain import Instrument, Readout, traverse
+from medvae.metrics import Agreement, agreement, manipulation_report, real_range
 from medvae.metrics.intervals import json_number
 from medvae.networks import AttriVAE
-from medvae.report.evaluation import Predictions, predict
+from medvae.report.evaluation import predict
 from medvae.report.plots import plot_traversals
+from medvae.report.remeasured import Remeasured, Sweep, ready_instrument, rendered_curve
 from medvae.report.sweeps import manipulation_table, plot_sweeps, write_gif
 
 __all__ = ["ManipulationEvaluation"]
 
 Array = npt.NDArray[np.float64]
-BATCH = 16  # subjects that are swept at once
+CALIBRATED_ON = 32  # training subjects
 
 logger = logging.getLogger("medvae")
 
@@ -61,6 +59,11 @@ class ManipulationEvaluation:
         on_reconstructions: train the instrument on the model's reconstructions as well, so that it
             copes with their blur.
         instrument_steps: batches to train it on.
+        calibrated: ask by what the decoder renders of training subjects, as the instrument measures
+            it, and not by what the encoder reads; written as `traversal.json` beside the
+            instrument, for inference.
+        reach: how far axes are moved at most when calibrated, in standard deviations of the
+            training subjects' codes.
         tied: axis k belongs to attribute k; False takes the best correlated axis of each.
         sweep_steps: values asked for, over the range of nine in ten training subjects.
         subjects_scored: how many subjects of the split; None: all.
@@ -92,6 +95,8 @@ class ManipulationEvaluation:
         measured_as: Mapping[str, str] | None = None,
         on_reconstructions: bool = True,
         instrument_steps: int = 500,
+        calibrated: bool = False,
+        reach: float = 6.0,
         tied: bool = True,
         sweep_steps: int = 7,
         subjects_scored: int | None = None,
@@ -106,7 +111,7 @@ class ManipulationEvaluation:
     ) -> None:
         self.network, self.cohort, self.data = network, cohort, data
         self.prepare_batch, self.device = prepare_batch, device
-        self.output_dir, self.instrument_path = Path(output_dir), instrument
+        self.output_dir, self.instrument_path = Path(output_dir), Path(instrument)
         self.on_reconstructions, self.instrument_steps = on_reconstructions, instrument_steps
         self.tied, self.sweep_steps, self.subjects_scored = tied, sweep_steps, subjects_scored
         self.shown, self.gif = shown, gif
@@ -117,7 +122,7 @@ class ManipulationEvaluation:
             cohort.attribute_names, measured_as or {}, feature_names(dims, mask_labels)
         )
         self._check()
-        self.spacing_mm = spacing_mm
+        self.calibrated, self.reach = calibrated, reach
         self.instrument = Instrument(
             list(self.measured.values()),
             network.image_size,
@@ -128,6 +133,7 @@ class ManipulationEvaluation:
             device,
             seed,
         )
+        self.remeasured = Remeasured(network, self.instrument, progress)
 
     def run(self) -> dict[str, Any]:
         """Evaluate, write everything and return what manipulation.json holds."""
@@ -136,50 +142,48 @@ class ManipulationEvaluation:
         predictions = predict(
             self.network, _keeping(self.data, masks), self.prepare_batch, self.device, self.progress
         )
+        images, decoded = map(torch.from_numpy, (predictions.images, predictions.reconstructions))
         classes = self.instrument.classes(torch.cat(masks))
-        train, scored = self._rows()
-        self._prepare_instrument(predictions, classes, train)
         labelmaps = np.array(self.instrument.values)[classes.numpy()]
-        images = torch.from_numpy(predictions.images)
-        training = self._in_batches(images[train], labelmaps[train])
-        own = self._in_batches(images[scored], labelmaps[scored])
-        readout = self._readout(predictions, train)
-        names = list(self.measured)
-        asked = readout.scaler.inverse(
-            np.linspace(readout.span[0], readout.span[1], self.sweep_steps)
+        train, scored = self._rows()
+        learned = [images[train], decoded[train]][: 1 + self.on_reconstructions]
+        ready_instrument(
+            self.instrument, self.instrument_path, self.network, learned, classes[train],
+            self.instrument_steps, self.seed, self.progress,
+        )  # fmt: skip
+        training = self.remeasured.measure(images[train], labelmaps[train])
+        readout = self._readout(predictions.codes[train], train)
+        asked = np.asarray(
+            readout.scaler.inverse(np.linspace(readout.span[0], readout.span[1], self.sweep_steps))
         )
-        moved = [
-            self._sweep(name, readout, asked, images[scored], labelmaps[scored]) for name in names
+        if self.calibrated:
+            readout = self._rendered(readout, predictions.codes[train], images[train], training)
+        codes = self._codes(readout, asked)
+        sweeps = [
+            self._sweep(
+                readout.axes[column], codes[:, column], images[scored], labelmaps[scored], k
+            )
+            for k, column in enumerate(self._columns)
         ]
-        measured = np.array([sweep for sweep, _ in moved])
-        result = {
-            "split": self.split,
-            "subjects": len(scored),
-            "sweep_steps": self.sweep_steps,
-            "not_measurable": [n for n in self.cohort.attribute_names if n not in names],
-            **manipulation_report(
-                measured,
-                training,
-                names,
-                self._patients()[scored],
-                self.n_resamples,
-                seed=self.seed,
-            ),
-        }
-        columns = [self.cohort.attribute_names.index(name) for name in names]
-        for k, name in enumerate(names):
+        result = self._report(np.array([sweep.measured for sweep in sweeps]), training, scored)
+        own = self.remeasured.measure(images[scored], labelmaps[scored])
+        kinds = {"image": images[scored], "reconstruction": decoded[scored]}
+        found = {key: agreement(self.remeasured.measure(v), own) for key, v in kinds.items()}
+        _add_images(result, sweeps, found)
+        for name, column in zip(self.measured, self._columns, strict=True):
             entry = result["attributes"][name]
             entry["measured_as"] = self.measured[name]
-            entry["asked"] = [float(v) for v in asked[:, columns[k]]]
-            entry |= moved[k][1]
-        self._compare_instrument(result, predictions, scored, own)
-        keys = ("outside", "outside_chance", "return_error")
-        for key in keys:
-            values = [result["attributes"][n][key] for n in names]
-            known = [v for v in values if v is not None]
-            result["mean"][key] = float(np.mean(known)) if known else None
-        self._write(result, measured, readout, asked, images, scored)
+            entry["asked"] = [float(v) for v in asked[:, column]]
+            entry["codes"] = [json_number(v) for v in codes[:, column]]
+        self._write(result, sweeps)
+        self._show(result, readout, images)
+        logger.info("Done: look at manipulation.md in %s", self.output_dir.resolve())
         return result
+
+    @property
+    def _columns(self) -> list[int]:
+        """Where the measured attributes are among all."""
+        return [self.cohort.attribute_names.index(name) for name in self.measured]
 
     def _check(self) -> None:
         table = self.cohort.subjects
@@ -206,152 +210,120 @@ class ManipulationEvaluation:
         count = min(self.subjects_scored or len(scored), len(scored))
         return train, scored[np.linspace(0, len(scored) - 1, count).astype(int)]
 
-    def _patients(self) -> np.ndarray:
-        table, patient = self.cohort.subjects, self.cohort.patient
-        return table[patient if patient in table else "id"].to_numpy()
-
-    def _prepare_instrument(
-        self, predictions: Predictions, classes: Tensor, train: npt.NDArray[np.intp]
-    ) -> None:
-        images = [torch.from_numpy(predictions.images[train])]
-        if self.on_reconstructions:
-            images.append(torch.from_numpy(predictions.reconstructions[train]))
-        print_of = hashlib.sha256(repr((self.instrument_steps, self.seed)).encode())
-        for part in (images[0], classes[train], *self.network.state_dict().values()):
-            print_of.update(part.cpu().contiguous().numpy().tobytes())
-        print_of.update(repr(self.on_reconstructions).encode())
-        if self.instrument.load(self.instrument_path, print_of.hexdigest()):
-            return
-        train_segmentation(
-            self.instrument.network,
-            images,
-            classes[train],
-            self.instrument_steps,
-            seed=self.seed,
-            device=self.device,
-            progress=self.progress,
-        )
-        self.instrument.save(self.instrument_path, print_of.hexdigest())
-
-    def _in_batches(self, images: Tensor, labelmaps: np.ndarray | None = None) -> Array:
-        """Measure images (N, C, *S), within label maps or as the instrument segments them."""
-        parts = []
-        starts = range(0, len(images), BATCH)
-        for start in tqdm(starts, desc="measuring", unit="batch", disable=not self.progress):
-            batch = images[start : start + BATCH]
-            if labelmaps is None:
-                parts.append(self.instrument.measure(batch))
-            else:
-                within = labelmaps[start : start + BATCH]
-                parts.append(self.instrument.measure_masks(batch, within))
-        return np.concatenate(parts)
-
-    def _readout(self, predictions: Predictions, train: npt.NDArray[np.intp]) -> Readout:
+    def _readout(self, codes: Array, train: npt.NDArray[np.intp]) -> Readout:
         """Fit codes to attributes on the training rows, on tied axes or the best correlated."""
         names = list(self.cohort.attribute_names)
         attributes = self.cohort.subjects[names].to_numpy(dtype=float)[train]
-        codes = predictions.codes[train]
         axes: list[int] | None = None
         if not self.tied:
             scaled = self.cohort.scaler.transform(attributes)
             axes = [_best_axis(codes, column) for column in scaled.T]
         return Readout.fit(self.cohort.scaler, codes, attributes, axes)
 
+    def _rendered(self, readout: Readout, codes: Array, images: Tensor, own: Array) -> Readout:
+        """Replace what the encoder reads at a code by what the decoder renders there, and save."""
+        ranges = real_range(own)
+        curves, span = list(readout.curves), readout.span.copy()
+        some = np.linspace(0, len(images) - 1, min(CALIBRATED_ON, len(images))).astype(int)
+        for k, (name, column) in enumerate(zip(self.measured, self._columns, strict=True)):
+            axis = readout.axes[column]
+            centre, sd = codes[:, axis].mean(), codes[:, axis].std()
+            reach = (centre - self.reach * sd, centre + self.reach * sd)
+            points = self.remeasured.rendered(axis, reach, images[some], self.measured[name])
+            if len(points) < 2 or sd == 0:
+                continue
+            log = name in readout.scaler.log
+            curve = rendered_curve(points, ranges[:, k], readout.span[:, column], log)
+            curves[column] = curve
+            span[:, column] = span[:, column].clip(curve.values.min(), curve.values.max())
+        rendered = Readout(readout.scaler, readout.axes, curves, span)
+        rendered.save(self.instrument_path.with_name("traversal.json"))
+        return Readout(readout.scaler, readout.axes, curves, readout.span)
+
+    def _codes(self, readout: Readout, asked: Array) -> Array:
+        """Return the codes (V, K) of what is asked for, none beyond what was calibrated."""
+        codes = readout.codes(asked)
+        if self.calibrated:
+            ends = np.array([[curve.codes[0], curve.codes[-1]] for curve in readout.curves])
+            codes = codes.clip(ends[:, 0], ends[:, 1])
+        return codes
+
     def _sweep(
-        self, name: str, readout: Readout, asked: Array, images: Tensor, labelmaps: np.ndarray
-    ) -> tuple[Array, dict[str, Any]]:
-        """Move one attribute; return what is measured (N, V, K), and what the images say."""
-        column = self.cohort.attribute_names.index(name)
-        axis, codes = readout.axes[column], readout.codes(asked)[:, column]
-        shape = (len(images), self.sweep_steps, len(self.measured))
-        if not np.isfinite(codes).all():
-            nothing = dict.fromkeys(("outside", "outside_chance", "return_error"))
-            return np.full(shape, np.nan), nothing
-        measured, changes = [], []
-        starts = range(0, len(images), BATCH)
-        for start in tqdm(starts, desc=f"moving {name}", unit="batch", disable=not self.progress):
-            batch = images[start : start + BATCH].to(self.device)
-            decoded = traverse(self.network, batch, axis, [float(c) for c in codes])
-            flat = self.instrument.measure(decoded.flatten(0, 1))
-            measured.append(flat.reshape(len(batch), *shape[1:]))
-            region = self.instrument.region(self.measured[name], labelmaps[start : start + BATCH])
-            around = ndimage.binary_dilation(region, np.ones((1, *(3,) * (region.ndim - 1))))
-            ends = (decoded[:, 0].cpu(), decoded[:, -1].cpu())
-            trip = there_and_back(self.network, batch, axis, self._farther(batch, axis, codes))
-            changes.append(
-                np.array(
-                    [*change_outside(*ends, around), return_error(*(part.cpu() for part in trip))]
-                )
-            )
-        keys = ("outside", "outside_chance", "return_error")
-        means = np.nanmean(np.concatenate(changes, 1), axis=1)
-        return np.concatenate(measured), {
-            key: json_number(value) for key, value in zip(keys, means, strict=True)
+        self, axis: int, codes: Array, images: Tensor, labelmaps: npt.NDArray[Any], k: int
+    ) -> Sweep:
+        """Move the k-th measured attribute; NaN throughout where its axis reads nothing."""
+        if np.isfinite(codes).all():
+            name = self.instrument.names[k]
+            return self.remeasured.sweep(axis, codes, images, name, labelmaps)
+        shape = (len(images), len(codes), len(self.measured))
+        return Sweep(np.full(shape, np.nan), *np.full((3, len(images)), np.nan))
+
+    def _report(self, measured: Array, training: Array, scored: npt.NDArray[np.intp]) -> dict:
+        table, patient = self.cohort.subjects, self.cohort.patient
+        patients = table[patient if patient in table else "id"].to_numpy()[scored]
+        names = list(self.measured)
+        return {
+            "split": self.split,
+            "subjects": len(scored),
+            "sweep_steps": self.sweep_steps,
+            "calibrated": self.calibrated,
+            "not_measurable": [n for n in self.cohort.attribute_names if n not in names],
+            **manipulation_report(
+                measured, training, names, patients, self.n_resamples, seed=self.seed
+            ),
         }
 
-    def _farther(self, images: Tensor, axis: int, codes: Array) -> Tensor:
-        """Return for each image the end of the sweep that is farther from its own code."""
-        self.network.eval()
-        with torch.no_grad():
-            own = self.network.encode(images)[0][:, axis]
-        low, high = (own.new_tensor(float(code)) for code in (codes[0], codes[-1]))
-        return torch.where((own - low).abs() > (own - high).abs(), low, high)
-
-    def _compare_instrument(
-        self, result: dict[str, Any], predictions: Predictions, scored: np.ndarray, own: Array
-    ) -> None:
-        """Add what the instrument says of real images and of reconstructions, against own masks."""
-        result["mean"]["instrument"] = {}
-        for kind, images in (
-            ("image", predictions.images),
-            ("reconstruction", predictions.reconstructions),
-        ):
-            measured = self._in_batches(torch.from_numpy(images[scored]))
-            found = agreement(measured, own)._asdict()
-            for k, name in enumerate(self.measured):
-                entry = result["attributes"][name].setdefault("instrument", {})
-                entry[kind] = {key: json_number(value[k]) for key, value in found.items()}
-            means = {
-                key: json_number(np.nanmean(v)) if np.isfinite(v).any() else None
-                for key, v in found.items()
-            }
-            result["mean"]["instrument"][kind] = means
-
-    def _write(
-        self,
-        result: Mapping[str, Any],
-        measured: Array,
-        readout: Readout,
-        asked: Array,
-        images: Tensor,
-        scored: np.ndarray,
-    ) -> None:
+    def _write(self, result: Mapping[str, Any], sweeps: Sequence[Sweep]) -> None:
         write_text(self.output_dir / "manipulation.json", json.dumps(result, indent=1) + "\n")
         write_text(self.output_dir / "manipulation.md", manipulation_table(result))
         entries = result["attributes"]
         plot_sweeps(
-            {name: measured[k, :, :, k] for k, name in enumerate(self.measured)},
+            {name: sweeps[k].measured[:, :, k] for k, name in enumerate(self.measured)},
             {name: entries[name]["asked"] for name in self.measured},
             {name: entries[name]["real_range"] for name in self.measured},
             self.output_dir / "sweeps.png",
         )
+
+    def _show(self, result: Mapping[str, Any], readout: Readout, images: Tensor) -> None:
+        """Write one subject's traversals."""
         ids = list(self.cohort.subjects["id"])
-        row = scored[0] if self.shown is None else ids.index(self.shown)
+        row = self._rows()[1][0] if self.shown is None else ids.index(self.shown)
         values, volumes = {}, {}
-        for name in self.measured:
-            column = self.cohort.attribute_names.index(name)
-            codes = readout.codes(asked)[:, column]
-            if np.isfinite(codes).all():
-                values[name] = entries[name]["asked"]
-                one = images[[row]].to(self.device)
-                decoded = traverse(self.network, one, readout.axes[column], list(map(float, codes)))
+        for name, column in zip(self.measured, self._columns, strict=True):
+            entry, axis = result["attributes"][name], readout.axes[column]
+            if None not in entry["codes"]:
+                values[name], one = entry["asked"], images[[row]].to(self.device)
+                decoded = traverse(self.network, one, axis, entry["codes"])
                 volumes[name] = decoded[0, :, 0].cpu().numpy()
         if volumes:
             spacing = self.instrument.spacing_mm
             plot_traversals(volumes, values, self.output_dir / "traversals.png", spacing)
-            if self.gif:
-                write_gif(volumes, self.output_dir / "traversals.gif")
-        logger.info("Done: look at manipulation.md in %s", self.output_dir.resolve())
+        if volumes and self.gif:
+            write_gif(volumes, self.output_dir / "traversals.gif")
+
+
+def _add_images(
+    result: dict[str, Any], sweeps: Sequence[Sweep], found: Mapping[str, Agreement]
+) -> None:
+    """Add, by attribute and on average, what the images say and how well they are measured."""
+    table = {key: [_mean(getattr(sweep, key)) for sweep in sweeps] for key in Sweep._fields[1:]}
+    rows = [*result["attributes"].values(), result["mean"]]
+    for key, values in table.items():
+        for row, value in zip(rows, [*values, _mean(np.array(values))], strict=True):
+            row[key] = json_number(value)
+    for row, k in zip(rows, [*range(len(sweeps)), None], strict=True):
+        row["instrument"] = {
+            kind: {
+                key: json_number(_mean(values) if k is None else values[k])
+                for key, values in agreed._asdict().items()
+            }
+            for kind, agreed in found.items()
+        }
+
+
+def _mean(values: Array) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def _measurable(
