@@ -208,6 +208,8 @@ def test_inference_without_maps(trained, tmp_path):
         ({"map_layer": "encoder.7"}, "unknown layer 'encoder.7'"),
         ({"map_method": "cam"}, "method must be one of gradcam"),
         ({"traversals": True, "traversal_values": {"lv": [1.0]}}, "unknown attribute 'lv'"),
+        ({"interpolate_to": "phantom"}, "Subject 'phantom' is not in the table; did you mean"),
+        ({"replace": {"donor": "phantom0001"}}, "expected attributes and donor"),
     ],
 )
 def test_inference_refuses_an_option_before_it_writes(trained, tmp_path, option, sentence):
@@ -238,6 +240,51 @@ def test_inference_with_traversals(trained, tmp_path):
             np.testing.assert_allclose(result.affine, original.affine, atol=1e-3)
             assert np.isfinite(np.asarray(result.dataobj)).all()
         assert (tmp_path / "out" / name / f"{name}_traversals.png").stat().st_size > 3000
+
+
+def test_inference_towards_other_subjects_and_from_the_prior(trained, tmp_path):
+    root, spatial_dims = trained
+    subjects = pd.read_csv(root / "data" / "subjects.csv").head(2)
+    for column in ("image", "mask"):
+        subjects[column] = [str(root / "data" / cell) for cell in subjects[column]]
+    subjects.to_csv(tmp_path / "two.csv", index=False)
+    one, other = subjects["id"]
+    attribute = ATTRIBUTES[spatial_dims][0]
+    settings = {
+        "maps": False,
+        "interpolate_to": other,
+        "replace": {"attributes": [attribute], "donor": other},
+        "traversal_gif": True,
+        "samples": 3,
+        "subjects": str(tmp_path / "two.csv"),
+        "output_dir": str(tmp_path / "out"),
+    }
+    run([CONFIGS / "inference.yaml"], tiny(root, spatial_dims) | settings, "infer")
+    folder = tmp_path / "out"
+    written = {path.name.removesuffix(".nii.gz") for path in (folder / one).glob("*.nii.gz")}
+    kinds = ["reconstruction", f"traversal_to_{other}", f"traversal_from_{other}"]
+    assert written == {f"{one}_{kind}" for kind in kinds}
+
+    def voxels(name, kind):
+        return np.asarray(nib.load(folder / name / f"{name}_{kind}.nii.gz").dataobj)
+
+    way = voxels(one, kinds[1])
+    assert way.shape[-1] == 5
+    np.testing.assert_allclose(way[..., 0], voxels(one, "reconstruction"), atol=1e-2)
+    own = voxels(other, kinds[1])  # from itself to itself
+    np.testing.assert_allclose(own[..., 0], own[..., 4], atol=1e-2)
+    np.testing.assert_allclose(voxels(other, kinds[2]), own[..., 0], atol=1e-2)
+    if spatial_dims == 2:  # two epochs leave the decoder in 3D with one image for all codes
+        assert abs(way[..., 4] - way[..., 0]).max() > 1
+        assert abs(voxels(one, kinds[2]) - way[..., 0]).max() > 0
+    assert (folder / one / f"{one}_traversals.gif").read_bytes()[:6] == b"GIF89a"
+    samples = nib.load(folder / "samples.nii.gz")
+    assert samples.shape == (*(16,) * spatial_dims, *[1] * (3 - spatial_dims), 3)
+    np.testing.assert_allclose(samples.header.get_zooms()[:spatial_dims], 6.0)
+    values = np.asarray(samples.dataobj)
+    assert 1 < values.max() <= 1200
+    assert values.min() >= 0
+    assert (folder / "samples.png").stat().st_size > 1000
 
 
 def test_manipulation_is_evaluated(trained, tmp_path):

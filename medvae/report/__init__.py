@@ -4,15 +4,15 @@ from medvae.report.evaluation import Evaluation, Predictions, predict
 from medvae.report.manipulation import ManipulationEvaluation
 from medvae.report.plots import (
     MapMontaged,
-    TraversalMontaged,
     plot_codes,
     plot_curves,
     plot_maps,
     plot_reconstructions,
-    plot_traversals,
 )
-from medvae.report.sweeps import manipulation_table, plot_sweeps, write_gif
+from medvae.report.samples import write_samples
+from medvae.report.sweeps import manipulation_table, plot_sweeps
 from medvae.report.tables import metrics_table
+from medvae.report.traversals import TraversalMontaged, plot_traversals, write_gif
 
 __all__ = [
     "Evaluation",
@@ -30,4 +30,5 @@ __all__ = [
     "plot_traversals",
     "predict",
     "write_gif",
+    "write_samples",
 ]

@@ -23,9 +23,9 @@ from medvae.metrics import Agreement, agreement, manipulation_report, real_range
 from medvae.metrics.intervals import json_number
 from medvae.networks import AttriVAE
 from medvae.report.evaluation import predict
-from medvae.report.plots import plot_traversals
 from medvae.report.remeasured import Remeasured, Sweep, ready_instrument, rendered_curve
-from medvae.report.sweeps import manipulation_table, plot_sweeps, write_gif
+from medvae.report.sweeps import manipulation_table, plot_sweeps
+from medvae.report.traversals import plot_traversals, write_gif
 
 __all__ = ["ManipulationEvaluation"]
 

@@ -1,4 +1,4 @@
-"""What asking for other attributes does, as a table, a plot and a moving picture."""
+"""What asking for other attributes does, as a table and a plot."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from medvae.data.output import replacing
-from medvae.report.plots import _grid, _plane, _save
+from medvae.report.plots import _grid, _save
 from medvae.report.tables import _with_interval, markdown_table, number
 
-__all__ = ["manipulation_table", "plot_sweeps", "write_gif"]
-
-FRAME_MS = 150
-SCALE = 4  # pixels for each voxel
+__all__ = ["manipulation_table", "plot_sweeps"]
 
 
 def manipulation_table(result: Mapping[str, Any]) -> str:
@@ -100,26 +95,3 @@ def plot_sweeps(
         panel.set_ylabel("measured", fontsize=8)
         panel.tick_params(labelsize=7)
     return _save(figure, path)
-
-
-def write_gif(volumes: Mapping[str, np.ndarray], path: str | Path) -> Path:
-    """Write one subject's traversals side by side, there and back, as a moving picture.
-
-    Args:
-        volumes: by attribute, in [0, 1], shape (V, *S), 2D or 3D; central planes are shown.
-        path: the GIF to write.
-    """
-    sweeps = [np.stack([_plane(image[None]) for image in sweep]) for sweep in volumes.values()]
-    rows = np.concatenate(sweeps, axis=2)
-    there = [
-        Image.fromarray((255 * row.clip(0, 1)).round().astype(np.uint8)).resize(
-            (row.shape[1] * SCALE, row.shape[0] * SCALE), Image.Resampling.BILINEAR
-        )
-        for row in rows
-    ]
-    frames = [*there, *there[-2:0:-1]]
-    with replacing(path) as temporary:
-        frames[0].save(
-            temporary, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0
-        )
-    return Path(path)
