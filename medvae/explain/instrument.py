@@ -16,6 +16,7 @@ from torch import Tensor
 
 from medvae.attributes import measure_labels
 from medvae.data import CohortError
+from medvae.data.errors import suggestion
 from medvae.data.measured import MaskLabels
 from medvae.data.output import replacing
 
@@ -139,6 +140,29 @@ class Instrument:
             image, labelmap, self.spacing_mm, self.labels, self.names
         )
         return [found[name] for name in self.names]
+
+
+def measurable(
+    attributes: Sequence[str], measured_as: Mapping[str, str], known: Sequence[str]
+) -> dict[str, str]:
+    """Return under which name each attribute is measured, of those that can be.
+
+    Args:
+        attributes: of the table or of `medvae.attributes`.
+        measured_as: other names of some of them; what is no attribute is ignored.
+        known: of `medvae.attributes.feature_names`.
+
+    Raises:
+        CohortError: a name in `measured_as` that cannot be measured.
+    """
+    found = {name: measured_as.get(name, name) for name in attributes}
+    for name, feature in found.items():
+        if name in measured_as and feature not in known:
+            raise CohortError(
+                f"Attribute '{name}' is to be measured as '{feature}', which cannot be measured; "
+                f"{suggestion(feature, known)}"
+            )
+    return {name: feature for name, feature in found.items() if feature in known}
 
 
 def _values(labels: MaskLabels | None) -> tuple[int, ...]:

@@ -122,3 +122,11 @@ def _curves(state: dict[str, Any]) -> list[MonotoneCurve]:
         return list(map(MonotoneCurve.line, state["slope"], state["intercept"]))
     points = [(np.array(c["codes"], float), np.array(c["values"], float)) for c in state["curves"]]
     return [MonotoneCurve(*point) for point in points]
+
+
+def best_axis(codes: Array, values: Array) -> int:
+    """Return the axis of codes (N, D) that correlates best with values (N,), NaN where missing."""
+    known = np.isfinite(values)
+    spread = codes[known].std(axis=0)
+    covariance = (codes[known] - codes[known].mean(0)).T @ (values[known] - values[known].mean())
+    return int(np.argmax(np.abs(covariance) / np.where(spread > 0, spread, np.inf)))

@@ -15,22 +15,22 @@ from torch import Tensor
 
 from medvae.attributes import feature_names
 from medvae.data import Cohort, CohortError, check_overwrite, write_text
-from medvae.data.errors import suggestion
 from medvae.data.measured import MaskLabels
 from medvae.engines import PrepareAttributes
 from medvae.explain import Instrument, Readout, traverse
+from medvae.explain.instrument import measurable
+from medvae.explain.readout import best_axis
 from medvae.metrics import Agreement, agreement, manipulation_report, real_range
 from medvae.metrics.intervals import json_number
 from medvae.networks import AttriVAE
 from medvae.report.evaluation import predict
-from medvae.report.remeasured import Remeasured, Sweep, ready_instrument, rendered_curve
+from medvae.report.remeasured import Remeasured, Sweep, ready_instrument, rendered_readout
 from medvae.report.sweeps import manipulation_table, plot_sweeps
 from medvae.report.traversals import plot_traversals, write_gif
 
 __all__ = ["ManipulationEvaluation"]
 
 Array = npt.NDArray[np.float64]
-CALIBRATED_ON = 32  # training subjects
 
 logger = logging.getLogger("medvae")
 
@@ -118,7 +118,7 @@ class ManipulationEvaluation:
         self.n_resamples, self.seed, self.split = n_resamples, seed, split
         self.overwrite, self.progress = overwrite, progress
         dims = len(network.image_size)
-        self.measured = _measurable(
+        self.measured = measurable(
             cohort.attribute_names, measured_as or {}, feature_names(dims, mask_labels)
         )
         self._check()
@@ -157,7 +157,12 @@ class ManipulationEvaluation:
             readout.scaler.inverse(np.linspace(readout.span[0], readout.span[1], self.sweep_steps))
         )
         if self.calibrated:
-            readout = self._rendered(readout, predictions.codes[train], images[train], training)
+            ranges = dict(zip(self.measured.values(), real_range(training).T, strict=True))
+            readout = rendered_readout(
+                self.remeasured, readout, self.measured, predictions.codes[train], images[train],
+                ranges, self.reach,
+            )  # fmt: skip
+            readout.save(self.instrument_path.with_name("traversal.json"))
         codes = self._codes(readout, asked)
         sweeps = [
             self._sweep(
@@ -217,28 +222,8 @@ class ManipulationEvaluation:
         axes: list[int] | None = None
         if not self.tied:
             scaled = self.cohort.scaler.transform(attributes)
-            axes = [_best_axis(codes, column) for column in scaled.T]
+            axes = [best_axis(codes, column) for column in scaled.T]
         return Readout.fit(self.cohort.scaler, codes, attributes, axes)
-
-    def _rendered(self, readout: Readout, codes: Array, images: Tensor, own: Array) -> Readout:
-        """Replace what the encoder reads at a code by what the decoder renders there, and save."""
-        ranges = real_range(own)
-        curves, span = list(readout.curves), readout.span.copy()
-        some = np.linspace(0, len(images) - 1, min(CALIBRATED_ON, len(images))).astype(int)
-        for k, (name, column) in enumerate(zip(self.measured, self._columns, strict=True)):
-            axis = readout.axes[column]
-            centre, sd = codes[:, axis].mean(), codes[:, axis].std()
-            reach = (centre - self.reach * sd, centre + self.reach * sd)
-            points = self.remeasured.rendered(axis, reach, images[some], self.measured[name])
-            if len(points) < 2 or sd == 0:
-                continue
-            log = name in readout.scaler.log
-            curve = rendered_curve(points, ranges[:, k], readout.span[:, column], log)
-            curves[column] = curve
-            span[:, column] = span[:, column].clip(curve.values.min(), curve.values.max())
-        rendered = Readout(readout.scaler, readout.axes, curves, span)
-        rendered.save(self.instrument_path.with_name("traversal.json"))
-        return Readout(readout.scaler, readout.axes, curves, readout.span)
 
     def _codes(self, readout: Readout, asked: Array) -> Array:
         """Return the codes (V, K) of what is asked for, none beyond what was calibrated."""
@@ -326,29 +311,8 @@ def _mean(values: Array) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
-def _measurable(
-    attributes: Sequence[str], measured_as: Mapping[str, str], known: Sequence[str]
-) -> dict[str, str]:
-    """Return the measured name of every attribute that has one."""
-    found = {name: measured_as.get(name, name) for name in attributes}
-    for name, feature in found.items():
-        if name in measured_as and feature not in known:
-            raise CohortError(
-                f"Attribute '{name}' is to be measured as '{feature}', which cannot be measured; "
-                f"{suggestion(feature, known)}"
-            )
-    return {name: feature for name, feature in found.items() if feature in known}
-
-
 def _keeping(data: Iterable[Mapping[str, Any]], masks: list[Tensor]) -> Iterator[Mapping[str, Any]]:
     """Pass batches on and keep their masks (B, 1, *S)."""
     for batch in data:
         masks.append(torch.as_tensor(batch["mask"]).as_subclass(Tensor).cpu())
         yield batch
-
-
-def _best_axis(codes: Array, values: Array) -> int:
-    known = np.isfinite(values)
-    spread = codes[known].std(axis=0)
-    covariance = (codes[known] - codes[known].mean(0)).T @ (values[known] - values[known].mean())
-    return int(np.argmax(np.abs(covariance) / np.where(spread > 0, spread, np.inf)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +15,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medvae.engines import train_segmentation
-from medvae.explain import Instrument, MonotoneCurve, there_and_back, traverse
+from medvae.explain import Instrument, MonotoneCurve, Readout, there_and_back, traverse
 from medvae.metrics import change_outside, return_error
 from medvae.networks import AttriVAE
 
-__all__ = ["Remeasured", "Sweep", "ready_instrument"]
+__all__ = ["Remeasured", "Sweep", "ready_instrument", "rendered_readout"]
 
 Array = npt.NDArray[np.float64]
 BATCH = 16  # subjects that are decoded at once
+CALIBRATED_ON = 32  # training subjects
 CALIBRATION_STEPS = 9
 
 
@@ -158,21 +159,48 @@ class Remeasured:
             yield slice(start, start + BATCH)
 
 
-def rendered_curve(points: Array, real: Array, span: Array, log: bool) -> MonotoneCurve:
-    """Fit scaled attributes to codes, from what was measured at them.
+def rendered_readout(
+    remeasured: Remeasured,
+    readout: Readout,
+    measured: Mapping[str, str],
+    codes: Array,
+    images: Tensor,
+    ranges: Mapping[str, npt.NDArray[Any]],
+    reach: float,
+) -> Readout:
+    """Return a readout by what the decoder renders of training subjects at a code.
 
     The table's attribute may have been measured elsewhere and in another unit than the instrument's
     (on the subject's own grid, in native intensities), so the real range of the one is laid upon
     that of the other.
 
     Args:
-        points: of `Remeasured.rendered`, shape (M, 2).
-        real: 5th and 95th percentile of the training subjects, as measured, shape (2,).
-        span: the same, of the scaled attributes.
-        log: the scaled attribute is a logarithm's.
+        remeasured: measures what is decoded.
+        readout: by what the encoder reads; kept for attributes that are not measured.
+        measured: the measured name of every attribute that has one.
+        codes: of the training subjects, shape (N, D).
+        images: of the training subjects, shape (N, C, *S).
+        ranges: 5th and 95th percentile of the training subjects by measured name.
+        reach: how far an axis is moved to either side, in standard deviations of the codes.
+
+    Returns:
+        Its curves end where the axes were moved to, and its span is what is rendered within.
     """
-    values, ends = points[:, 1], real
-    if log:
-        values, ends = np.log(values), np.log(ends)
-    scaled = span[0] + (values - ends[0]) / (ends[1] - ends[0]) * (span[1] - span[0])
-    return MonotoneCurve.fit(points[:, 0], scaled)
+    scaler, span, curves = readout.scaler, readout.span.copy(), list(readout.curves)
+    some = np.linspace(0, len(images) - 1, min(CALIBRATED_ON, len(images))).astype(int)
+    for name, feature in measured.items():
+        column = scaler.names.index(name)
+        axis = readout.axes[column]
+        centre, sd = codes[:, axis].mean(), codes[:, axis].std()
+        ends = (centre - reach * sd, centre + reach * sd)
+        points = remeasured.rendered(axis, ends, images[some], feature)
+        if len(points) < 2 or sd == 0:
+            continue
+        log = np.log if name in scaler.log else np.asarray
+        low, high = log(ranges[feature])
+        shares = (log(points[:, 1]) - low) / (high - low)
+        scaled = span[0, column] + shares * (span[1, column] - span[0, column])
+        curve = MonotoneCurve.fit(points[:, 0], scaled)
+        curves[column] = curve
+        span[:, column] = span[:, column].clip(curve.values.min(), curve.values.max())
+    return Readout(scaler, readout.axes, curves, span)
