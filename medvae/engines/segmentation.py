@@ -20,7 +20,7 @@ def train_segmentation(
     network: nn.Module,
     images: Sequence[Tensor],
     labels: Tensor,
-    steps: int = 500,
+    steps: int = 1000,
     batch_size: int = 8,
     learning_rate: float = 4e-3,
     seed: int = 0,

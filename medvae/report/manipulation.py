@@ -94,7 +94,7 @@ class ManipulationEvaluation:
         window: Sequence[float] | None = None,
         measured_as: Mapping[str, str] | None = None,
         on_reconstructions: bool = True,
-        instrument_steps: int = 500,
+        instrument_steps: int = 1000,
         calibrated: bool = False,
         reach: float = 6.0,
         tied: bool = True,
