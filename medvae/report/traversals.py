@@ -23,6 +23,7 @@ __all__ = ["TraversalMontaged", "plot_traversals", "write_gif"]
 
 FRAME_MS = 150
 SCALE = 4  # pixels for each voxel
+TITLE = 14  # pixels above each panel
 
 
 def plot_traversals(
@@ -71,8 +72,10 @@ def write_gif(volumes: Mapping[str, np.ndarray], path: str | Path) -> Path:
             plane = _plane(images[min(step, len(images) - 1)][None])
             panel = Image.fromarray((255 * plane.clip(0, 1)).round().astype(np.uint8))
             panel = panel.resize((panel.width * SCALE, panel.height * SCALE))
-            ImageDraw.Draw(panel).text((2, 2), name, fill=255)
-            panels.append(np.asarray(panel))
+            titled = Image.new("L", (panel.width, panel.height + TITLE))
+            titled.paste(panel, (0, TITLE))
+            ImageDraw.Draw(titled).text((2, 0), name, fill=255)
+            panels.append(np.asarray(titled))
         there.append(Image.fromarray(np.concatenate(panels, axis=1)))
     cycle = [*there, *there[-2:0:-1]]
     with replacing(path) as temporary:

@@ -57,7 +57,7 @@ def evaluate(run: Path, name: str, settings: list[str]) -> None:
     files = [CONFIGS / "train.yaml", overlay, CONFIGS / "manipulation.yaml"]
     command = [sys.executable, "-m", "monai.bundle", "run", "manipulating"]
     command += [f"--config_file={[str(f) for f in files]}", *(f"--{entry}" for entry in settings)]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, stdout=sys.stderr)
 
 
 def at(entry: dict[str, Any], path: tuple[str, ...]) -> float:
