@@ -209,6 +209,8 @@ def test_inference_without_maps(trained, tmp_path):
         ({"map_method": "cam"}, "method must be one of gradcam"),
         ({"map_steps": 0}, "steps must be at least 1, found 0"),
         ({"traversals": True, "traversal_values": {"lv": [1.0]}}, "unknown attribute 'lv'"),
+        ({"interpolate_to": "phantom"}, "Subject 'phantom' is not in the table; did you mean"),
+        ({"replace": {"donor": "phantom0001"}}, "expected attributes and donor"),
     ],
 )
 def test_inference_refuses_an_option_before_it_writes(trained, tmp_path, option, sentence):
@@ -239,6 +241,75 @@ def test_inference_with_traversals(trained, tmp_path):
             np.testing.assert_allclose(result.affine, original.affine, atol=1e-3)
             assert np.isfinite(np.asarray(result.dataobj)).all()
         assert (tmp_path / "out" / name / f"{name}_traversals.png").stat().st_size > 3000
+
+
+def test_inference_towards_other_subjects_and_from_the_prior(trained, tmp_path):
+    root, spatial_dims = trained
+    subjects = pd.read_csv(root / "data" / "subjects.csv").head(2)
+    for column in ("image", "mask"):
+        subjects[column] = [str(root / "data" / cell) for cell in subjects[column]]
+    subjects.to_csv(tmp_path / "two.csv", index=False)
+    one, other = subjects["id"]
+    attribute = ATTRIBUTES[spatial_dims][0]
+    settings = {
+        "maps": False,
+        "interpolate_to": other,
+        "replace": {"attributes": [attribute], "donor": other},
+        "traversal_gif": True,
+        "samples": 3,
+        "subjects": str(tmp_path / "two.csv"),
+        "output_dir": str(tmp_path / "out"),
+    }
+    run([CONFIGS / "inference.yaml"], tiny(root, spatial_dims) | settings, "infer")
+    folder = tmp_path / "out"
+    written = {path.name.removesuffix(".nii.gz") for path in (folder / one).glob("*.nii.gz")}
+    kinds = ["reconstruction", f"traversal_to_{other}", f"traversal_from_{other}"]
+    assert written == {f"{one}_{kind}" for kind in kinds}
+
+    def voxels(name, kind):
+        return np.asarray(nib.load(folder / name / f"{name}_{kind}.nii.gz").dataobj)
+
+    way = voxels(one, kinds[1])
+    assert way.shape[-1] == 5
+    np.testing.assert_allclose(way[..., 0], voxels(one, "reconstruction"), atol=1e-2)
+    own = voxels(other, kinds[1])  # from itself to itself
+    np.testing.assert_allclose(own[..., 0], own[..., 4], atol=1e-2)
+    np.testing.assert_allclose(voxels(other, kinds[2]), own[..., 0], atol=1e-2)
+    if spatial_dims == 2:  # two epochs leave the decoder in 3D with one image for all codes
+        assert abs(way[..., 4] - way[..., 0]).max() > 1
+        assert abs(voxels(one, kinds[2]) - way[..., 0]).max() > 0
+    assert (folder / one / f"{one}_traversals.gif").read_bytes()[:6] == b"GIF89a"
+    samples = nib.load(folder / "samples.nii.gz")
+    assert samples.shape == (*(16,) * spatial_dims, *[1] * (3 - spatial_dims), 3)
+    np.testing.assert_allclose(samples.header.get_zooms()[:spatial_dims], 6.0)
+    values = np.asarray(samples.dataobj)
+    assert 1 < values.max() <= 1200
+    assert values.min() >= 0
+    assert (folder / "samples.png").stat().st_size > 1000
+
+
+def test_manipulation_is_evaluated(trained, tmp_path):
+    root, spatial_dims = trained
+    quick = {"instrument_steps": 3, "subjects_scored": 4, "sweep_steps": 3}
+    folders = {"output_dir": str(tmp_path / "e")}
+    configs = [CONFIGS / "train.yaml", CONFIGS / "manipulation.yaml"]
+    labels = {"rv": 1, "myocardium": 2, "lv": 3, "wall": [2]}
+    overrides = training(root, spatial_dims, **quick, **folders, mask_labels=labels)
+    run(configs, overrides)
+    result = json.loads((tmp_path / "e" / "manipulation.json").read_text())
+    assert list(result["attributes"]) == ATTRIBUTES[spatial_dims]
+    assert result["subjects"] == 4
+    assert "Return error" in (tmp_path / "e" / "manipulation.md").read_text()
+    for plot in ("sweeps.png", "traversals.png"):
+        assert (tmp_path / "e" / plot).stat().st_size > 3000
+    assert not (root / "models" / "traversal.json").exists()
+    written = (root / "models" / "instrument.pt").stat().st_mtime_ns
+    run(configs, overrides | {"calibrated": True, "gif": True})
+    assert (root / "models" / "instrument.pt").stat().st_mtime_ns == written
+    assert (root / "models" / "traversal.json").exists()
+    assert (tmp_path / "e" / "traversals.gif").exists()
+    with pytest.raises(SystemExit, match="Subject 'nobody' to be shown"):
+        run(configs, overrides | {"shown": "nobody"})
 
 
 @pytest.fixture(scope="module")
@@ -489,7 +560,10 @@ def _targets(node):
             yield from _targets(item)
 
 
-@pytest.mark.parametrize("name", ["train.yaml", "inference.yaml", "evaluate.yaml"])
+BUNDLED = ["train.yaml", "inference.yaml", "evaluate.yaml", "manipulation.yaml"]
+
+
+@pytest.mark.parametrize("name", BUNDLED)
 def test_targets_are_monai_torch_or_medvae(name):
     for target in _targets(yaml.safe_load((CONFIGS / name).read_text())):
         assert "." not in target or target.split(".")[0] in ("monai", "torch", "medvae")

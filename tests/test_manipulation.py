@@ -10,11 +10,13 @@ from torch import Tensor
 
 from medvae.data import AttributeScaler
 from medvae.explain import (
+    MonotoneCurve,
     Readout,
     TraversalInferer,
     interpolate,
     replace_axes,
     sample,
+    there_and_back,
     traverse,
 )
 from medvae.networks import AttriVAE
@@ -34,7 +36,7 @@ def make(spatial_dims: int = 3) -> tuple[AttriVAE, Tensor]:
 def readout() -> Readout:
     scaler = AttributeScaler(NAMES, log=["volume"])
     scaler.fit(pd.DataFrame({"volume": [1.0, 10.0, 100.0], "thickness": [4.0, 6.0, 8.0]}))
-    return Readout(scaler, [0, 1], [2.0, -1.0], [0.5, 0.0])
+    return Readout(scaler, [0, 1], [MonotoneCurve.line(2.0, 0.5), MonotoneCurve.line(-1.0, 0.0)])
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
@@ -113,6 +115,39 @@ def test_inferer_lists_every_attribute_and_splits_again() -> None:
     assert torch.equal(parts["thickness"], expected)
 
 
+def test_inferer_goes_to_another_subject_and_takes_axes_of_a_donor() -> None:
+    vae, images = make()
+    options = {"interpolate_to": "b/1", "replace": {"attributes": ["thickness"], "donor": "b/1"}}
+    find = {"b/1": images[2]}.__getitem__
+    inferer = TraversalInferer(readout(), traversals=False, find=find, **options)
+    assert inferer.values == {"to_b_1": [0, 0.25, 0.5, 0.75, 1], "from_b_1": [1]}
+    parts = inferer.split(inferer(images, vae)[0])
+    way = interpolate(vae, images[:1], images[2:], 5)[0, :, 0]
+    torch.testing.assert_close(parts["to_b_1"], way)
+    taken = replace_axes(vae, images[:1], images[2:], ["thickness"])[0]
+    torch.testing.assert_close(parts["from_b_1"], taken)
+    with pytest.raises(ValueError, match="expected attributes and donor"):
+        TraversalInferer(readout(), replace={"attributes": ["volume"]}, find=find)
+    with pytest.raises(ValueError, match="'b' cannot be looked up"):
+        TraversalInferer(readout(), interpolate_to="b")
+
+
+def test_there_and_back_is_what_its_parts_are() -> None:
+    vae, images = make()
+    codes = torch.tensor([1.0, -2.0, 0.5])
+    start, there, back = there_and_back(vae, images, 1, codes)
+    assert vae.training
+    vae.eval()
+    with torch.no_grad():
+        own = vae.encode(images)[0]
+        torch.testing.assert_close(start, vae.decode(own))
+        moved = torch.cat([own[:, :1], codes[:, None], own[:, 2:]], 1)
+        torch.testing.assert_close(there, vae.decode(moved))
+        again = vae.encode(there)[0]
+        again[:, 1] = own[:, 1]
+        torch.testing.assert_close(back, vae.decode(again))
+
+
 def test_one_sentence_for_what_cannot_be_asked() -> None:
     vae, images = make()
     with pytest.raises(ValueError, match="did you mean 'volume'"):
@@ -122,7 +157,7 @@ def test_one_sentence_for_what_cannot_be_asked() -> None:
     with pytest.raises(ValueError, match="no attribute on latent axis 3"):
         traverse(vae, images, 3, [0.0], readout())
     nothing = readout()
-    nothing.slope[0] = 0.0
+    nothing.curves[0] = MonotoneCurve.line(0.0, 0.5)
     with pytest.raises(ValueError, match="its axis reads nothing"):
         traverse(vae, images, "volume", [2.0], nothing)
     with pytest.raises(ValueError, match="did you mean 'thickness'"):

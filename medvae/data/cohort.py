@@ -220,6 +220,17 @@ class Cohort:
             return rows
         return [row | {"copy": number} for number in range(copies) for row in rows]
 
+    def item(self, name: str) -> dict[str, Any]:
+        """One subject, as in :meth:`datalist`.
+
+        Raises:
+            CohortError: no such id.
+        """
+        items = {str(item["id"]): item for item in self.datalist()}
+        if str(name) not in items:
+            raise CohortError(f"Subject '{name}' is not in the table; {suggestion(name, items)}")
+        return items[str(name)]
+
     def state(self) -> dict[str, Any]:
         """What :class:`CohortState` holds, as JSON knows it."""
         return self._state().to_dict()

@@ -8,6 +8,7 @@ from medvae.engines.handlers import (
     ProgressBar,
     read_history,
 )
+from medvae.engines.segmentation import train_segmentation
 from medvae.engines.steps import (
     EvaluationStep,
     PrepareAttributes,
@@ -28,4 +29,5 @@ __all__ = [
     "class_probabilities",
     "finish_run",
     "read_history",
+    "train_segmentation",
 ]

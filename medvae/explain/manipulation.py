@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,14 @@ from medvae.explain.readout import Readout
 if TYPE_CHECKING:
     from medvae.networks import AttriVAE
 
-__all__ = ["TraversalInferer", "interpolate", "replace_axes", "sample", "traverse"]
+__all__ = [
+    "TraversalInferer",
+    "interpolate",
+    "replace_axes",
+    "sample",
+    "there_and_back",
+    "traverse",
+]
 
 
 def traverse(
@@ -98,17 +106,57 @@ def replace_axes(
         return network.decode(codes)
 
 
-class TraversalInferer:
-    """`traverse` over several attributes as a MONAI inferer: `inferer(image, network)`.
+def there_and_back(
+    network: AttriVAE, image: Tensor, axis: int, codes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Move an axis, decode, encode what was decoded, set the axis back and decode again.
 
     Args:
-        readout: of the trained model.
+        network: an `AttriVAE`.
+        image: shape (B, C, *S).
+        axis: the latent axis.
+        codes: where each image's axis is moved to, shape (B,).
+
+    Returns:
+        The reconstructions, the images with the axis moved and those with it moved back, each
+        (B, C, *S). A model whose encoder reads what its decoder draws returns to the first.
+    """
+    with torch.no_grad(), evaluating(network):
+        start = network.encode(image)[0]
+        there = network.decode(_moved(start, axis, codes))
+        back = _moved(network.encode(there)[0], axis, start[:, axis])
+        return network.decode(start), there, network.decode(back)
+
+
+class TraversalInferer:
+    """The same subjects with other codes, as a MONAI inferer: `inferer(image, network)`.
+
+    Args:
+        readout: of the trained model, or `traversal.json` of what its decoder renders.
         values: by attribute, in its own units; None, or an attribute left out: five values over
             the range of nine in ten training subjects, so that none is extrapolated.
+        traversals: whether every attribute is traversed; else only what follows is decoded.
+        interpolate_to: id of a subject that all others are interpolated to, in five steps.
+        replace: `{"attributes": [...], "donor": id}`: axes that are taken from the donor, in one
+            image.
+        find: the image (C, *S) of an id.
+
+    Attributes:
+        values: of each series that is decoded: an attribute's values, the shares of the way to
+            another subject under `to_ID`, and 1 under `from_ID` for axes of a donor.
+
+    Raises:
+        ValueError: an unknown attribute, or a `replace` without attributes or donor.
     """
 
     def __init__(
-        self, readout: Readout, values: Mapping[str, Sequence[float]] | None = None
+        self,
+        readout: Readout,
+        values: Mapping[str, Sequence[float]] | None = None,
+        traversals: bool = True,
+        interpolate_to: str | None = None,
+        replace: Mapping[str, Any] | None = None,
+        find: Callable[[str], Tensor] | None = None,
     ) -> None:
         self.readout = readout
         names = readout.scaler.names
@@ -117,23 +165,55 @@ class TraversalInferer:
         seen = readout.scaler.inverse(np.linspace(readout.span[0], readout.span[1], 5))
         usual = dict(zip(names, seen.T, strict=True))
         self.values = {
-            name: [float(v) for v in (values or {}).get(name, usual[name])] for name in names
+            name: [float(v) for v in (values or {}).get(name, usual[name])]
+            for name in (names if traversals else ())
         }
+        self._series: list[Callable[[AttriVAE, Tensor], Tensor]] = [
+            partial(self._traverse, axis=axis, name=name)
+            for name, axis in zip(self.values, readout.axes, strict=False)
+        ]
+        if interpolate_to is not None:
+            self._add(f"to_{interpolate_to}", np.linspace(0.0, 1.0, 5), self._interpolate)
+            self._end = _found(interpolate_to, find)
+        if replace is not None:
+            if set(replace) != {"attributes", "donor"}:
+                raise ValueError(
+                    f"replace has the keys {sorted(replace)}; expected attributes and donor"
+                )
+            self._axes = [readout.axes[axis_of(name, names)] for name in replace["attributes"]]
+            self._add(f"from_{replace['donor']}", [1.0], self._replace)
+            self._donor = _found(replace["donor"], find)
 
     def __call__(self, inputs: Tensor, network: AttriVAE, *_: Any, **__: Any) -> Tensor:
-        """Return (B, M, *S): for each attribute in turn each of its values' channels."""
-        found = [
-            traverse(network, inputs, axis, values, self.readout)
-            for axis, values in zip(self.readout.axes, self.values.values(), strict=True)
-        ]
-        return torch.cat([images.flatten(1, 2) for images in found], 1)
+        """Return (B, M, *S): for each series in turn each of its values' channels."""
+        return torch.cat([series(network, inputs).flatten(1, 2) for series in self._series], 1)
+
+    def _add(self, name: str, values: Any, series: Callable[[AttriVAE, Tensor], Tensor]) -> None:
+        self.values[name.replace("/", "_")] = [float(v) for v in values]
+        self._series.append(series)
+
+    def _traverse(self, network: AttriVAE, images: Tensor, axis: int, name: str) -> Tensor:
+        return traverse(network, images, axis, self.values[name], self.readout)
+
+    def _interpolate(self, network: AttriVAE, images: Tensor) -> Tensor:
+        return interpolate(network, images, self._end.to(images).expand_as(images), 5)
+
+    def _replace(self, network: AttriVAE, images: Tensor) -> Tensor:
+        donor = self._donor.to(images).expand_as(images)
+        return replace_axes(network, images, donor, self._axes)[:, None]
 
     def split(self, channels: Any) -> dict[str, Any]:
-        """Return the channels (M, *S) of one subject by attribute, each (V C, *S)."""
+        """Return the channels (M, *S) of one subject by series, each (V C, *S)."""
         total = sum(map(len, self.values.values()))
         each = channels.shape[0] // total
         parts = torch.split(channels, [each * len(v) for v in self.values.values()])
         return dict(zip(self.values, parts, strict=True))
+
+
+def _found(name: str, find: Callable[[str], Tensor] | None) -> Tensor:
+    if find is None:
+        raise ValueError(f"'{name}' cannot be looked up; expected find, which gives its image")
+    return torch.as_tensor(find(name)).as_subclass(Tensor)
 
 
 def _axis(network: AttriVAE, attribute: int | str) -> int:
@@ -166,7 +246,7 @@ def _target(
     return axis, [float(code) for code in codes]
 
 
-def _moved(codes: Tensor, axis: int, value: float) -> Tensor:
+def _moved(codes: Tensor, axis: int, value: float | Tensor) -> Tensor:
     codes = codes.clone()
     codes[:, axis] = value
     return codes

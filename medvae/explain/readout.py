@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from medvae.data import AttributeScaler, CohortError, write_text
+from medvae.explain.curve import MonotoneCurve
 
 Array = npt.NDArray[np.float64]
 
 
 class Readout:
-    """A straight line for each attribute between its latent axis and its scaled values.
+    """A monotone curve for each attribute between its latent axis and its scaled values.
 
     Args:
         scaler: of the attributes.
         axes: the latent axis of every attribute.
-        slope: scaled attribute per unit of code, shape (K,).
-        intercept: scaled attribute at code 0, shape (K,).
+        curves: from codes to the scaled attribute, one for each.
         span: scaled attributes that 5 and 95 % of the training subjects lie below, shape (2, K);
             None: 1.64 standard deviations around the mean, where they would be normal.
     """
@@ -30,14 +31,12 @@ class Readout:
         self,
         scaler: AttributeScaler,
         axes: Sequence[int],
-        slope: npt.ArrayLike,
-        intercept: npt.ArrayLike,
+        curves: Sequence[MonotoneCurve],
         span: npt.ArrayLike | None = None,
     ) -> None:
         self.scaler = scaler
         self.axes = tuple(int(a) for a in axes)
-        self.slope: Array = np.asarray(slope, dtype=np.float64)
-        self.intercept: Array = np.asarray(intercept, dtype=np.float64)
+        self.curves = list(curves)
         usual = np.array([[-1.64], [1.64]]).repeat(len(self.axes), 1)
         self.span: Array = usual if span is None else np.asarray(span, dtype=np.float64)
 
@@ -49,7 +48,7 @@ class Readout:
         attributes: npt.ArrayLike,
         axes: Sequence[int] | None = None,
     ) -> Readout:
-        """Fit by least squares; rows whose attribute is missing (NaN) are left out of its line.
+        """Fit by least squares; rows whose attribute is missing (NaN) are left out of its curve.
 
         Args:
             scaler: of the attributes.
@@ -63,7 +62,7 @@ class Readout:
         codes = np.asarray(codes, dtype=np.float64)
         scaled = np.asarray(scaler.transform(np.asarray(attributes, dtype=np.float64)))
         axes = range(len(scaler.names)) if axes is None else axes
-        lines = []
+        curves = []
         for name, axis, column in zip(scaler.names, axes, scaled.T, strict=True):
             known = np.isfinite(column)
             if known.sum() < 2:
@@ -71,42 +70,38 @@ class Readout:
                     f"attribute '{name}' has {known.sum()} known values to calibrate its axis on, "
                     "expected at least 2"
                 )
-            code = codes[known, axis]
-            variance = code.var()
-            slope = np.cov(code, column[known], bias=True)[0, 1] / variance if variance > 0 else 0.0
-            lines.append((slope, column[known].mean() - slope * code.mean()))
-        slopes, intercepts = zip(*lines, strict=True) if lines else ((), ())
+            curves.append(MonotoneCurve.fit(codes[known, axis], column[known]))
         span = np.nanquantile(scaled, [0.05, 0.95], axis=0)
-        return cls(scaler, list(axes), slopes, intercepts, span)
+        return cls(scaler, list(axes), curves, span)
 
     def attributes(self, codes: npt.ArrayLike) -> Array:
         """Return attributes in their own units, shape (N, K), for codes of shape (N, D)."""
         tied = np.asarray(codes, dtype=np.float64)[:, list(self.axes)]
-        return np.asarray(self.scaler.inverse(tied * self.slope + self.intercept))
+        scaled = [curve(column) for curve, column in zip(self.curves, tied.T, strict=True)]
+        return np.asarray(self.scaler.inverse(np.array(scaled).T.reshape(tied.shape)))
 
     def codes(self, attributes: npt.ArrayLike) -> Array:
         """Return codes of the tied axes, shape (N, K), for attributes in their own units.
 
-        NaN where an attribute is missing, or where the axis carries nothing of it (slope 0).
+        NaN where an attribute is missing, or where the axis carries nothing of it.
         """
         scaled = np.asarray(self.scaler.transform(np.asarray(attributes, dtype=np.float64)))
-        slope = np.where(self.slope == 0, np.nan, self.slope)
-        return np.asarray((scaled - self.intercept) / slope)
+        codes = [curve.inverse(column) for curve, column in zip(self.curves, scaled.T, strict=True)]
+        return np.array(codes).T.reshape(scaled.shape)
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
         state = {
             "scaler": self.scaler.state_dict(),
             "axes": list(self.axes),
-            "slope": self.slope.tolist(),
-            "intercept": self.intercept.tolist(),
+            "curves": [{k: v.tolist() for k, v in c._asdict().items()} for c in self.curves],
             "span": self.span.tolist(),
         }
         write_text(path, json.dumps(state, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Readout:
-        """Read what `save` wrote.
+        """Read what `save` wrote; a file with straight lines, as written before, loads as well.
 
         Raises:
             CohortError: if there is no such file or it is not one that `save` wrote.
@@ -114,10 +109,24 @@ class Readout:
         try:
             state = json.loads(Path(path).read_text())
             scaler = AttributeScaler.from_state_dict(state["scaler"])
-            line = (state["slope"], state["intercept"])
-            return cls(scaler, state["axes"], *line, state.get("span"))
+            return cls(scaler, state["axes"], _curves(state), state.get("span"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CohortError(
                 f"The readout '{path}' cannot be read ({type(error).__name__}); "
                 "expected the file that training wrote beside its model."
             ) from error
+
+
+def _curves(state: dict[str, Any]) -> list[MonotoneCurve]:
+    if "curves" not in state:
+        return list(map(MonotoneCurve.line, state["slope"], state["intercept"]))
+    points = [(np.array(c["codes"], float), np.array(c["values"], float)) for c in state["curves"]]
+    return [MonotoneCurve(*point) for point in points]
+
+
+def best_axis(codes: Array, values: Array) -> int:
+    """Return the axis of codes (N, D) that correlates best with values (N,), NaN where missing."""
+    known = np.isfinite(values)
+    spread = codes[known].std(axis=0)
+    covariance = (codes[known] - codes[known].mean(0)).T @ (values[known] - values[known].mean())
+    return int(np.argmax(np.abs(covariance) / np.where(spread > 0, spread, np.inf)))

@@ -22,17 +22,32 @@ from .intervals import (
     percentile_interval,
 )
 from .localisation import deletion_area, localisation
+from .manipulation import (
+    Agreement,
+    agreement,
+    change_outside,
+    control,
+    manipulation_report,
+    natural_effects,
+    real_range,
+    return_error,
+    sweep_effects,
+)
 from .peer import raw_attribute_classifier
 from .prediction import prediction_r2
 from .report import disentanglement_report
 
 __all__ = [
     "DCI",
+    "Agreement",
     "Interval",
     "accuracy",
+    "agreement",
     "balanced_accuracy",
     "bootstrap_rows",
+    "change_outside",
     "classification_report",
+    "control",
     "dci",
     "deletion_area",
     "disentanglement_report",
@@ -42,17 +57,22 @@ __all__ = [
     "interpretability",
     "is_discrete",
     "localisation",
+    "manipulation_report",
     "mig",
     "modularity",
     "mutual_information",
+    "natural_effects",
     "percentile_interval",
     "prediction_r2",
     "psnr",
     "raw_attribute_classifier",
     "rbf_mmd",
     "rbf_mmd_chance",
+    "real_range",
+    "return_error",
     "roc_auc",
     "sap",
     "scc",
     "ssim",
+    "sweep_effects",
 ]

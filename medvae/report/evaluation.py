@@ -163,7 +163,7 @@ class Evaluation:
         return table[patient if patient in table else "id"].to_numpy()
 
     def _calibrate(self, predictions: Predictions) -> Readout:
-        """Fit the axes' lines on the training rows; the test rows stay unseen."""
+        """Fit the axes' curves on the training rows; the test rows stay unseen."""
         rows = self._rows("train")
         if not rows.any():
             raise ValueError("no training rows in the cohort to calibrate the axes on")

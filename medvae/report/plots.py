@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from monai.config import KeysCollection
-from monai.transforms import MapTransform
-from monai.utils import ensure_tuple_rep
 
 from medvae.data.output import write_bytes
 
-if TYPE_CHECKING:
-    from medvae.explain import TraversalInferer
-
 __all__ = [
-    "TraversalMontaged",
     "plot_codes",
     "plot_curves",
     "plot_reconstructions",
-    "plot_traversals",
 ]
 
 COLOURS = {"train": "0.75", "val": "tab:orange", "test": "tab:blue"}
@@ -148,72 +139,3 @@ def plot_reconstructions(
         axis.set_xticks([])
         axis.set_yticks([])
     return _save(figure, path)
-
-
-def plot_traversals(
-    volumes: Mapping[str, np.ndarray],
-    values: Mapping[str, Sequence[float]],
-    path: str | Path,
-    spacing_mm: Sequence[float] | None = None,
-) -> Path:
-    """Plot central planes of one subject decoded at several values of each attribute, and save it.
-
-    Args:
-        volumes: by attribute, in [0, 1], shape (V, *S), 2D or 3D.
-        values: the attribute of each of the V, in its own units.
-        path: the PNG to write.
-        spacing_mm: of the voxels, for the proportions; None: all the same.
-    """
-    columns = max(map(len, values.values()))
-    figure = Figure(figsize=(1.6 * columns + 1.2, 1.8 * len(volumes)), layout="constrained")
-    axes = figure.subplots(len(volumes), columns, squeeze=False)
-    for panel in axes.flat:
-        panel.set_axis_off()
-    for row, (name, images) in zip(axes, volumes.items(), strict=True):
-        for panel, image, value in zip(row, images, values[name], strict=False):
-            steps = np.ones(image.ndim) if spacing_mm is None else np.asarray(spacing_mm)
-            aspect = float(steps[1] / steps[0])
-            panel.imshow(_plane(image[None]), cmap="gray", vmin=0, vmax=1, aspect=aspect)
-            panel.set_title(f"{value:.3g}", fontsize=8)
-        row[0].set_title("")  # the name takes the place of the first value, and says it as well
-        row[0].set_title(f"{name}\n{values[name][0]:.3g}", fontsize=8, loc="left")
-    return _save(figure, path)
-
-
-class TraversalMontaged(MapTransform):
-    """Write `plot_traversals` of an item to `ID_traversals.png`; the item passes unchanged.
-
-    Args:
-        keys: what a `medvae.explain.TraversalInferer` gave, (M, *S), one key.
-        inferer: that inferer.
-        output_dir: where the PNG goes, in a folder named by the item's id.
-        spacing_mm: of the grid, one number or one per axis.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        inferer: TraversalInferer,
-        output_dir: str | Path,
-        spacing_mm: Sequence[float] | float = 1.0,
-    ) -> None:
-        super().__init__(keys)
-        self.inferer = inferer
-        self.output_dir = Path(output_dir)
-        self.spacing_mm = spacing_mm
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Write the picture and return the item."""
-        name = str(data["id"]).replace("/", "_")
-        for key in self.keys:
-            values = self.inferer.values
-            volumes = {
-                attribute: np.asarray(part).reshape(len(values[attribute]), -1, *part.shape[1:])[
-                    :, 0
-                ]
-                for attribute, part in self.inferer.split(data[key]).items()
-            }
-            spacing = ensure_tuple_rep(self.spacing_mm, data[key].ndim - 1)
-            path = self.output_dir / name / f"{name}_traversals.png"
-            plot_traversals(volumes, values, path, spacing)
-        return dict(data)
