@@ -116,7 +116,8 @@ def test_training_leaves_model_metrics_and_plots(trained):
         assert (root / "eval" / plot).stat().st_size > 5000
     history = pd.read_csv(root / "eval" / "history.csv")
     assert list(history["epoch"]) == [1, 2]
-    parts = history[["reconstruction", "kl", "attribute", "leakage", "classification"]].sum(axis=1)
+    terms = ["reconstruction", "kl", "attribute", "leakage", "classification", "control"]
+    parts = history[terms].sum(axis=1)
     np.testing.assert_allclose(parts, history["loss"], rtol=1e-4)
     table = (root / "eval" / "metrics.md").read_text()
     assert "interpretability" in table
@@ -332,6 +333,39 @@ def test_same_seed_same_bits(root3d, tmp_path):
         run([CONFIGS / "train.yaml"], training(root3d, **folders))
         histories.append((tmp_path / name / "history.csv").read_text())
     assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize("mask_labels", [None, {"heart": [2, 3], "lv": 3}])
+def test_regions_from_training_to_inference(root3d, tmp_path, mask_labels):
+    folders = {"ckpt_dir": str(tmp_path / "m"), "output_dir": str(tmp_path / "e")}
+    regions = {
+        "regions": True,
+        "mask_labels": mask_labels,
+        "attributes": ["true_lv_intensity_mean"],
+    }
+    overrides = training(root3d, **folders) | regions
+    run([CONFIGS / "train.yaml"], overrides)
+    history = pd.read_csv(tmp_path / "e" / "history.csv")
+    assert history["region"].iloc[1] < history["region"].iloc[0]
+    weights = torch.load(tmp_path / "m" / "model.pt", weights_only=True)
+    count = 1 if mask_labels is None else len(mask_labels)
+    assert weights["branch.logits.bias"].shape == (count,)
+    overrides = tiny(root3d) | folders | regions
+    run([CONFIGS / "inference.yaml"], overrides, "infer")
+    table = pd.read_csv(tmp_path / "e" / "predictions.csv")
+    assert np.isfinite(table["true_lv_intensity_mean"]).all()
+    with pytest.raises(SystemExit, match="other settings"):
+        run([CONFIGS / "inference.yaml"], overrides | {"regions": False}, "infer")
+
+
+def test_regions_need_masks(root3d, tmp_path):
+    table = pd.read_csv(root3d / "data" / "subjects.csv").drop(columns="mask")
+    table["image"] = [str(root3d / "data" / name) for name in table["image"]]
+    table.to_csv(tmp_path / "subjects.csv", index=False)
+    columns = {"subjects": str(tmp_path / "subjects.csv"), "attributes": ["true_lv_intensity_mean"]}
+    flow = workflow([CONFIGS / "train.yaml"], training(root3d) | columns | {"regions": True})
+    with pytest.raises(SystemExit, match="Column 'mask' is not in the table.*regions"):
+        flow.initialize()
 
 
 def test_binary_attributes_are_recognised(root3d, tmp_path):

@@ -58,7 +58,8 @@ def check_and_measure(
         if name not in known:
             raise CohortError(f"Attribute '{name}' cannot be measured; {suggestion(name, known)}")
     if (names or needs_mask) and "mask" not in subjects:
-        purpose = f"to measure '{names[0]}'" if names else "as this configuration uses it"
+        uses = "as the configuration uses masks (keys regions, center_on_mask, background)"
+        purpose = f"to measure '{names[0]}'" if names else uses
         raise CohortError(f"Column 'mask' is not in the table; expected one {purpose}.")
     read_masks = "mask" in subjects and (bool(names) or needs_mask is not False)
     problems: list[FileError] = []

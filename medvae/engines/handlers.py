@@ -47,8 +47,10 @@ class InterpretabilityMetric(EpochMetric):
         return self._compute(torch.cat(self._predictions), torch.cat(self._targets))
 
     def _compute(self, codes: Tensor, attributes: Tensor) -> float:
+        # ignite drops an axis of one
+        codes, attributes = (t.reshape(len(t), -1).cpu() for t in (codes, attributes))
         axes = list(range(attributes.shape[1])) if self.tied else None
-        values = interpretability(codes.cpu().numpy(), attributes.cpu().numpy(), axes)
+        values = interpretability(codes.numpy(), attributes.numpy(), axes)
         if np.isnan(values).all():
             raise ValueError(
                 f"no attribute is known often enough among the {len(codes)} validation rows to "

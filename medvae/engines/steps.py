@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ class PrepareAttributes:
             has no attributes.
         label: whether the batch has class numbers under the key `label`.
         image_key: key of the image.
+        mask_labels: the mask's value or values of every region that the network finds, by name, in
+            the order of the network's regions; empty: none.
+        mask_key: key of the mask (B, 1, *S), read for regions alone.
     """
 
     def __init__(
@@ -29,10 +32,14 @@ class PrepareAttributes:
         scaler: AttributeScaler | None = None,
         label: bool = True,
         image_key: str = "image",
+        mask_labels: Mapping[str, int | Sequence[int] | None] | None = None,
+        mask_key: str = "mask",
     ) -> None:
         self.scaler = scaler
         self.label = label
         self.image_key = image_key
+        self.mask_labels = mask_labels or {}
+        self.mask_key = mask_key
 
     def __call__(
         self,
@@ -43,8 +50,8 @@ class PrepareAttributes:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the image (B, C, *S) and a dictionary of the targets.
 
-        The targets are `attributes`, scaled, (B, K) with NaN where missing, and `label`, class
-        numbers (B,) with -1 where unknown.
+        The targets are `attributes`, scaled, (B, K) with NaN where missing, `label`, class
+        numbers (B,) with -1 where unknown, and `regions`, 0 or 1, (B, R, *S).
         """
         image = torch.as_tensor(batchdata[self.image_key]).as_subclass(Tensor)
         image = image.to(device, non_blocking=non_blocking, **kwargs)
@@ -56,7 +63,19 @@ class PrepareAttributes:
             targets["attributes"] = self.scaler.transform(torch.stack(columns, 1)).to(device)
         if self.label:
             targets["label"] = torch.as_tensor(batchdata["label"]).to(device)
+        if self.mask_labels and self.mask_key in batchdata:
+            mask = torch.as_tensor(batchdata[self.mask_key]).as_subclass(Tensor).to(device)
+            regions = [region_of(mask, values) for values in self.mask_labels.values()]
+            targets["regions"] = torch.cat(regions, 1).float()
         return image, targets
+
+
+def region_of(mask: Tensor, values: int | Sequence[int] | None) -> Tensor:
+    """Return where a mask has one of the values; None: any but 0."""
+    if values is None:
+        return mask != 0
+    wanted = [values] if isinstance(values, int) else list(values)
+    return torch.isin(mask, torch.tensor(wanted, dtype=mask.dtype, device=mask.device))
 
 
 class TrainingStep:
@@ -69,13 +88,19 @@ class TrainingStep:
         max_grad_norm: gradients longer than this are scaled down to it; None never does.
         autocast: a half precision such as `torch.bfloat16` for the network's forward pass; the
             loss is always computed in float32.
+        control: a further term of the loss that asks the network again, called with it and the
+            posterior means, such as `medvae.losses.ControlLoss`; None: none.
     """
 
     def __init__(
-        self, max_grad_norm: float | None = None, autocast: torch.dtype | None = None
+        self,
+        max_grad_norm: float | None = None,
+        autocast: torch.dtype | None = None,
+        control: Callable[[Any, Tensor], Tensor] | None = None,
     ) -> None:
         self.max_grad_norm = max_grad_norm
         self.autocast = autocast
+        self.control = control
 
     def __call__(self, engine: Any, batchdata: Mapping[str, Any]) -> list[dict[str, Tensor]]:
         """Update the network once; return the terms of the loss, detached.
@@ -93,7 +118,13 @@ class TrainingStep:
         engine.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(image.device.type, self.autocast, enabled=self.autocast is not None):
             output = engine.inferer(image, engine.network)
+            control = None
+            if self.control is not None:
+                network = getattr(engine.network, "module", engine.network)  # under DDP
+                control = self.control(network, output.mean)
         terms = engine.loss_function(output, image, **targets)
+        if control is not None:
+            terms |= {"control": control, "loss": terms["loss"] + control}
         self._check(terms, engine)
         terms["loss"].backward()
         if self.max_grad_norm is not None:

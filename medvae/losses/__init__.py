@@ -8,6 +8,7 @@ from medvae.losses.attribute import (
     attribute_regression,
     attribute_regularization,
 )
+from medvae.losses.control import ControlLoss
 from medvae.losses.elbo import (
     bernoulli_reconstruction,
     gaussian_reconstruction,
@@ -18,6 +19,7 @@ from medvae.losses.objective import AttriVAELoss, classification_loss
 
 __all__ = [
     "AttriVAELoss",
+    "ControlLoss",
     "AttributeRegularizationLoss",
     "attribute_correlation",
     "attribute_leakage",

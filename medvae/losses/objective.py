@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from medvae.losses.attribute import attribute_leakage
 from medvae.losses.elbo import gaussian_reconstruction, kl_divergence
 from medvae.losses.gather import gather_batch
+from medvae.networks.regions import on_grid
 
 if TYPE_CHECKING:
     from medvae.networks import AttriVAEOutput
+
+
+SCHEDULED = ("beta", "gamma", "alpha", "leakage", "region")  # the weights
 
 
 def classification_loss(logits: Tensor, label: Tensor) -> Tensor:
@@ -36,6 +40,21 @@ def classification_loss(logits: Tensor, label: Tensor) -> Tensor:
     return F.cross_entropy(logits, label.long())
 
 
+def region_loss(logits: Tensor, regions: Tensor) -> Tensor:
+    """Return the cross-entropy of the regions, summed over the logits' grid, mean over samples.
+
+    Args:
+        logits: shape (B, R, *S'), of a grid as fine as the masks' or coarser.
+        regions: 0 or 1, shape (B, R, *S); averaged to the grid of the logits.
+
+    Returns:
+        A scalar in nats; minus the log-likelihood of the masks where the grids are the same.
+    """
+    regions = on_grid(regions, logits)
+    total = F.binary_cross_entropy_with_logits(logits.float(), regions.float(), reduction="sum")
+    return total / len(logits)
+
+
 class AttriVAELoss(nn.Module):
     """Reconstruction + beta KL + gamma attribute regularisation + alpha classification.
 
@@ -52,6 +71,7 @@ class AttriVAELoss(nn.Module):
         gamma: weight of the attribute regularisation.
         alpha: weight of the classification.
         leakage: weight of `attribute_leakage` on the means of the free axes.
+        region: weight of `region_loss`, for a network with regions.
         reconstruction: the reconstruction term, summed over voxels.
         reconstruction_weight: its weight.
         capacity: see `kl_divergence`.
@@ -67,6 +87,7 @@ class AttriVAELoss(nn.Module):
         gamma: float = 1.0,
         alpha: float = 1.0,
         leakage: float = 0.0,
+        region: float = 1.0,
         reconstruction: Callable[[Tensor, Tensor], Tensor] = gaussian_reconstruction,
         reconstruction_weight: float = 1.0,
         capacity: float = 0.0,
@@ -78,12 +99,13 @@ class AttriVAELoss(nn.Module):
         self.reconstruction = reconstruction
         self.reconstruction_weight = reconstruction_weight
         self.beta, self.gamma, self.alpha, self.leakage = beta, gamma, alpha, leakage
+        self.region = region
         self.capacity, self.free_bits = capacity, free_bits
         self.regularize_mean = regularize_mean
 
     def get_extra_state(self) -> dict[str, float]:
         """The weights, which schedules change: part of `state_dict`."""
-        return {name: float(getattr(self, name)) for name in ("beta", "gamma", "alpha", "leakage")}
+        return {name: float(getattr(self, name)) for name in SCHEDULED}
 
     def set_extra_state(self, state: dict[str, float]) -> None:
         """Take the weights of a `state_dict`."""
@@ -96,6 +118,7 @@ class AttriVAELoss(nn.Module):
         image: Tensor,
         attributes: Tensor | None = None,
         label: Tensor | None = None,
+        regions: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the weighted terms and their sum.
 
@@ -104,10 +127,11 @@ class AttriVAELoss(nn.Module):
             image: the target, shape (B, C, *S).
             attributes: scaled attributes, shape (B, K), NaN where missing.
             label: class indices, shape (B,), -1 where unknown.
+            regions: occupancy of each structure, shape (B, R, *S).
 
         Returns:
-            Scalars `loss`, `reconstruction`, `kl` and, where used, `attribute`, `leakage` and
-            `classification`, each already multiplied by its weight.
+            Scalars `loss`, `reconstruction`, `kl` and, where used, `attribute`, `leakage`,
+            `classification` and `region`, each already multiplied by its weight.
         """
         mean, log_var = gather_batch(output.mean.float()), gather_batch(output.log_var.float())
         terms = {
@@ -126,4 +150,6 @@ class AttriVAELoss(nn.Module):
         if label is not None and output.logits.shape[1] > 0:
             logits, label = gather_batch(output.logits), gather_batch(label)
             terms["classification"] = self.alpha * classification_loss(logits, label)
+        if regions is not None and output.regions is not None:
+            terms["region"] = self.region * region_loss(output.regions, regions)
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}

@@ -8,9 +8,11 @@ from math import prod
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvae.networks.blocks import ConvBlock, init_xavier_uniform
+from medvae.networks.regions import RegionBranch, RegionStatistics, on_grid
 
 
 class AttriVAEOutput(NamedTuple):
@@ -22,6 +24,8 @@ class AttriVAEOutput(NamedTuple):
         log_var: logarithm of the posterior variance, shape (B, D).
         z: the code that was decoded, shape (B, D): a sample in training, the mean in evaluation.
         logits: shape (B, 1) for a binary head, (B, C) for C classes, (B, 0) without a head.
+        regions: logits of each structure's share of a voxel, (B, R, *S') on the grid of the
+            encoder's first block; R is 0 without.
     """
 
     reconstruction: Tensor
@@ -29,6 +33,7 @@ class AttriVAEOutput(NamedTuple):
     log_var: Tensor
     z: Tensor
     logits: Tensor
+    regions: Tensor | None = None
 
 
 class AttriVAE(nn.Module):
@@ -55,6 +60,10 @@ class AttriVAE(nn.Module):
             flattened output of the last; None for none. A mean of features adds up what belongs
             to a structure wherever it lies, as volumes do, with few weights; it needs "BATCH" or no
             normalisation, because normalising each image takes its mean away.
+        regions: structures that a branch of the encoder finds, see `RegionBranch`; 0 for none. The
+            axes of the attributes are then read off the structures' moments alone (see
+            `RegionStatistics`), and the flattened output serves the free axes.
+        region_channels: channels of that branch.
         dropout: probability, on what the encoder gives the fully connected layers.
         norm: MONAI's name or (name, arguments) of the convolutions' normalisation.
         act: MONAI's name of the activation.
@@ -77,6 +86,8 @@ class AttriVAE(nn.Module):
         head_channels: Sequence[int] = (32, 16),
         decoder_channels: Sequence[int] | None = None,
         pooled_layer: int | None = None,
+        regions: int = 0,
+        region_channels: int = 16,
         dropout: float = 0.25,
         norm: str | tuple | None = "BATCH",
         act: str | tuple = "RELU",
@@ -105,8 +116,18 @@ class AttriVAE(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.hidden = _mlp([joined, *hidden_channels], norm=False)
         width = hidden_channels[-1] if hidden_channels else joined
-        self.mean = nn.Linear(width, latent_dim)
+        tied = len(self.attribute_names) if regions else 0
+        self.mean = nn.Linear(width, latent_dim - tied)
         self.log_var = nn.Linear(width, latent_dim)
+        self.branch: RegionBranch | None = None
+        if regions:
+            self.branch = RegionBranch(
+                spatial_dims, channels, steps, regions, region_channels, norm, act
+            )
+            grid = [n // s for n, s in zip(self.image_size, steps[0], strict=True)]
+            self.statistics = RegionStatistics(grid)
+            count = regions * self.statistics.count(in_channels, region_channels)
+            self.tied_mean = _tied_head(count, tied)
 
         head = _mlp([latent_dim, *head_channels], norm=True)
         width = head_channels[-1] if head_channels else latent_dim
@@ -140,17 +161,34 @@ class AttriVAE(nn.Module):
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of the posterior, each (B, D), for images (B, C, *S)."""
-        features = self.hidden(self.dropout(self._features(image)))
-        return self.mean(features), self.log_var(features)
+        mean, log_var, _ = self._encode(image)
+        return mean, log_var
 
-    def _features(self, image: Tensor) -> Tensor:
-        """The flattened output of the encoder and, where asked, the means of one of its layers."""
-        features, means = image, image.flatten(1)[:, :0]
+    def find_regions(self, image: Tensor) -> Tensor:
+        """Return each structure's share of every voxel, in [0, 1], (B, R, *S).
+
+        Upsampled linearly from the grid of the encoder's first block.
+        """
+        share = self._encode(image)[2].sigmoid()
+        mode = "bilinear" if image.dim() == 4 else "trilinear"
+        return F.interpolate(share, size=image.shape[2:], mode=mode)
+
+    def _encode(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, log variance, and the regions' logits."""
+        features, found = image, image.flatten(1)[:, :0]
+        layers: list[Tensor] = []
         for index, block in enumerate(self.encoder):
             features = block(features)
+            layers.append(features)
             if index == self.pooled_layer:
-                means = features.flatten(2).mean(2)
-        return torch.cat([features.flatten(1), means], 1)
+                found = features.flatten(2).mean(2)
+        found = self.hidden(self.dropout(torch.cat([features.flatten(1), found], 1)))
+        mean, log_var = self.mean(found), self.log_var(found)
+        if self.branch is None:
+            return mean, log_var, image[:, :0]
+        logits, details = self.branch(layers)
+        statistics = self.statistics(logits.sigmoid(), on_grid(image, logits), details)
+        return torch.cat([self.tied_mean(statistics), mean], 1), log_var, logits
 
     def decode(self, z: Tensor) -> Tensor:
         """Return images in (0, 1), shape (B, C, *S), for codes (B, D)."""
@@ -162,11 +200,11 @@ class AttriVAE(nn.Module):
 
     def forward(self, image: Tensor) -> AttriVAEOutput:
         """Encode, sample (in training), decode and classify images of shape (B, C, *S)."""
-        mean, log_var = self.encode(image)
+        mean, log_var, regions = self._encode(image)
         z = mean
         if self.training:
             z = mean + torch.exp(0.5 * log_var) * torch.randn_like(mean)
-        return AttriVAEOutput(self.decode(z), mean, log_var, z, self.classify(z))
+        return AttriVAEOutput(self.decode(z), mean, log_var, z, self.classify(z), regions)
 
 
 class AttriVAEReconstruction(AttriVAE):
@@ -196,6 +234,23 @@ def _mlp(widths: Sequence[int], norm: bool) -> nn.Sequential:
     for i, o in pairwise(widths):
         layers += [nn.Linear(i, o), *([nn.BatchNorm1d(o)] if norm else []), nn.ReLU()]
     return nn.Sequential(*layers)
+
+
+def _tied_head(count: int, tied: int, hidden: int = 64) -> nn.Module:
+    """Statistics, which have scales of their own, to the means of the attributes' axes."""
+    return nn.Sequential(nn.BatchNorm1d(count), _Residual(count, hidden, tied))
+
+
+class _Residual(nn.Module):
+    """The sum of a linear layer and of a network with one hidden layer."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.line = nn.Linear(inputs, outputs)
+        self.rest = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.line(x) + self.rest(x)
 
 
 def _check_arguments(

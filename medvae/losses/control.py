@@ -1,0 +1,84 @@
+"""Does the decoder draw what an axis says? The encoder is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ControlLoss"]
+
+
+class Autoencoder(Protocol):
+    """What has `encode` and `decode`, such as an `AttriVAE`."""
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images."""
+
+
+class ControlLoss(nn.Module):
+    r"""Move one axis of every code, decode, encode again: the axes should be where they were put.
+
+    .. math:: \sum_k \operatorname{mean}_i
+        \left(\mu_k(\operatorname{dec}(z_i')) - z_{ik}'\right)^2
+
+    over the tied axes k, where z' is the posterior mean with one of them, drawn at random, taken
+    from another sample. A reconstruction loss alone is indifferent to which axis the decoder
+    listens to, where several know the same; a traversal of the tied axis then moves little. Only
+    the decoder learns from this: the encoder, which learns from true images alone, is the judge,
+    in evaluation mode (Zhu et al. 2017 and Karras et al. 2020 use the same cycle for codes).
+
+    Args:
+        tied: number of axes that belong to attributes, the first ones.
+        weight: of the term.
+        share: of the batch that is moved, which saves time.
+    """
+
+    def __init__(self, tied: int, weight: float = 1.0, share: float = 0.5) -> None:
+        super().__init__()
+        self.tied, self.weight, self.share = tied, weight, share
+
+    def forward(self, network: Autoencoder, mean: Tensor) -> Tensor:
+        """Return the weighted term for posterior means (B, D); 0 for a batch of one."""
+        count = round(self.share * len(mean))
+        if self.tied < 1 or count < 1 or len(mean) < 2:
+            return mean.new_zeros(())
+        moved = self.move(mean.detach().float())[:count]
+        image = network.decode(moved)
+        with _judging(network):
+            read = network.encode(image)[0].float()
+        error = (read - moved)[:, : self.tied].square()
+        return self.weight * error.mean(0).sum()
+
+    def move(self, codes: Tensor) -> Tensor:
+        """Return codes (B, D) of which one tied axis is another sample's."""
+        rows = torch.arange(len(codes), device=codes.device)
+        axes = torch.randint(self.tied, (len(codes),), device=codes.device)
+        others = (rows + torch.randint(1, len(codes), (1,), device=codes.device)) % len(codes)
+        moved = codes.clone()
+        moved[rows, axes] = codes[others, axes]
+        return moved
+
+
+@contextmanager
+def _judging(network: Autoencoder) -> Iterator[None]:
+    """Evaluation mode and no gradients for the weights inside; all as it was outside."""
+    assert isinstance(network, nn.Module)
+    modes = [(module, module.training) for module in network.modules()]
+    learning = [p for p in network.parameters() if p.requires_grad]
+    network.eval()
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter in learning:
+            parameter.requires_grad_(True)

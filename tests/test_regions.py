@@ -1,0 +1,179 @@
+"""The branch that finds structures, and the attributes' axes that are read off their moments."""
+
+import numpy as np
+import pytest
+import torch
+
+from medvae.engines import PrepareAttributes
+from medvae.losses.objective import region_loss
+from medvae.networks import AttriVAE, AttriVAEReconstruction
+from medvae.networks.regions import RegionStatistics
+
+SIZES = {2: (8, 12), 3: (8, 6, 4)}
+
+
+def network(spatial_dims, **options):
+    settings = {
+        "image_size": tuple(4 * n for n in SIZES[spatial_dims]),
+        "latent_dim": 5,
+        "channels": (4, 8),
+        "strides": (2, 2),
+        "attribute_names": ("a", "b"),
+        "regions": 3,
+        "region_channels": 4,
+        "hidden_channels": (8,),
+        "dropout": 0.0,
+    }
+    return AttriVAE(spatial_dims, **settings | options)
+
+
+def image_of(vae, batch=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, vae.in_channels, *vae.image_size, generator=generator)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_statistics_are_numpys_moments_of_a_region(spatial_dims):
+    size = SIZES[spatial_dims]
+    rng = np.random.default_rng(0)
+    mask = rng.random(size) < 0.4
+    image, feature = rng.random((2, *size))
+    found = RegionStatistics(size)(
+        torch.as_tensor(mask)[None, None],
+        torch.as_tensor(image, dtype=torch.float32)[None, None],
+        torch.as_tensor(feature, dtype=torch.float32)[None, None],
+    )[0].double()
+    n, weight = mask.sum(), mask.sum() / (mask.sum() + 1)
+    axes = np.meshgrid(*(np.linspace(-1, 1, k) for k in size), indexing="ij")
+    position = np.stack([axis[mask] for axis in axes]) if n else None
+    mean = weight * image[mask].mean()
+    centre = weight * position.mean(1)
+    second = weight * (position @ position.T) / n - np.outer(centre, centre)
+    expected = [n / mask.size, np.log1p(n), mean]
+    expected += [weight * (image[mask] ** 2).mean() - mean**2, weight * feature[mask].mean()]
+    expected += [*centre, *second[np.triu_indices(spatial_dims)]]
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_a_region_that_is_not_there_gives_finite_numbers_and_gradients():
+    occupancy = torch.zeros(1, 2, 8, 8, requires_grad=True)
+    image = torch.rand(1, 1, 8, 8)
+    found = RegionStatistics((8, 8))(occupancy, image, image)
+    found.sum().backward()
+    assert torch.equal(found, torch.zeros_like(found))
+    assert occupancy.grad.isfinite().all()
+
+
+def test_statistics_keep_single_precision_under_autocast():
+    occupancy, image = torch.rand(2, 1, 16, 16), torch.rand(2, 1, 16, 16)
+    statistics = RegionStatistics((16, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = statistics(occupancy, image, image)
+    assert torch.equal(half, statistics(occupancy, image, image))
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_attributes_are_read_off_the_regions_alone(spatial_dims):
+    vae = network(spatial_dims).eval()
+    image = image_of(vae)
+    before, _ = vae.encode(image)
+    with torch.no_grad():
+        vae.branch.logits.bias += 1.0
+    after, _ = vae.encode(image)
+    assert not torch.isclose(before[:, :2], after[:, :2]).any()
+    assert torch.equal(before[:, 2:], after[:, 2:])
+    found = vae.find_regions(image)
+    assert found.shape == (3, 3, *vae.image_size)
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+@pytest.mark.parametrize("strides", [((2, 2, 1), 2, 1), (1, (1, 2, 2), 2)])
+def test_every_parameter_is_trained_and_grids_fit_whatever_the_strides(strides):
+    vae = network(3, image_size=(8, 8, 4), channels=(4, 8, 8), strides=strides)
+    output = vae(image_of(vae))
+    grid = [n // s for n, s in zip((8, 8, 4), np.broadcast_to(strides[0], 3), strict=True)]
+    assert output.regions.shape == (3, 3, *grid)
+    terms = (*output, output.mean.square())
+    sum(t.square().sum() for t in terms).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in vae.parameters())
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_exports_give_the_same_codes(spatial_dims):
+    vae = network(spatial_dims)
+    image = image_of(vae)
+    export = AttriVAEReconstruction(
+        spatial_dims,
+        image_size=vae.image_size,
+        latent_dim=5,
+        channels=(4, 8),
+        strides=(2, 2),
+        attribute_names=("a", "b"),
+        regions=3,
+        region_channels=4,
+        hidden_channels=(8,),
+    ).eval()
+    export.load_state_dict(vae.state_dict())
+    expected = vae.eval()(image).reconstruction
+    torch.testing.assert_close(torch.jit.script(export)(image), expected)
+    torch.testing.assert_close(torch.export.export(export, (image,)).module()(image), expected)
+
+
+def test_without_regions_nothing_is_there():
+    vae = network(2, regions=0)
+    assert vae(image_of(vae)).regions.shape[1] == 0
+    assert not any(name.startswith(("branch", "tied_mean")) for name in vae.state_dict())
+
+
+def test_region_loss_is_minus_the_masks_log_likelihood():
+    logits, mask = torch.randn(4, 2, 5, 5), (torch.rand(4, 2, 5, 5) < 0.5).float()
+    expected = -torch.distributions.Bernoulli(logits=logits).log_prob(mask).sum((1, 2, 3)).mean()
+    torch.testing.assert_close(region_loss(logits, mask), expected)
+    # on a coarser grid a voxel's target is the share of it that the mask fills
+    fine = torch.zeros(1, 1, 4, 4)
+    fine[..., 0, :2] = 1.0
+    share = torch.tensor([[0.5, 0.0], [0.0, 0.0]])
+    coarse = torch.randn(1, 1, 2, 2)
+    expected = (-share * coarse[0, 0] + torch.nn.functional.softplus(coarse[0, 0])).sum()
+    torch.testing.assert_close(region_loss(coarse, fine), expected)
+
+
+def test_a_batch_has_the_masks_regions_in_their_order():
+    mask = torch.tensor([[0.0, 1.0], [2.0, 3.0]])[None, None]
+    batch = {"image": torch.rand(1, 1, 2, 2), "mask": mask}
+    labels = {"heart": [1, 3], "lv": 3, "any": None}
+    regions = PrepareAttributes(label=False, mask_labels=labels)(batch)[1]["regions"]
+    expected = torch.tensor([[[0, 1], [0, 1]], [[0, 0], [0, 1]], [[0, 1], [1, 1]]])[None]
+    assert torch.equal(regions, expected.float())
+    assert "regions" not in PrepareAttributes(label=False)(batch)[1]
+
+
+def test_the_branch_finds_a_region_and_reads_an_attribute_off_it():
+    """128 discs of random place and size teach the area of others."""
+    torch.manual_seed(0)
+    grid = torch.stack(torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij"))
+
+    def discs(count):
+        centre = 4 + 7 * torch.rand(count, 2, 1, 1)
+        radius = 1.5 + 2.5 * torch.rand(count, 1, 1)
+        inside = ((grid - centre).square().sum(1) < radius**2).float().unsqueeze(1)
+        return inside, (inside.sum((1, 2, 3)) - 25) / 15
+
+    norm = ("GROUP", {"num_groups": 2})
+    options = {"attribute_names": ("area",), "regions": 1, "region_channels": 16, "norm": norm}
+    vae = network(2, image_size=(16, 16), **options)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-2)
+    image, area = discs(128)
+    for _ in range(100):
+        optimizer.zero_grad()
+        output = vae(image)
+        loss = region_loss(output.regions, image) + 10 * (output.mean[:, 0] - area).square().mean()
+        loss.backward()
+        optimizer.step()
+    vae.eval()
+    others, area = discs(64)
+    with torch.no_grad():
+        read, found = vae.encode(others)[0][:, 0], vae.find_regions(others)
+    assert torch.corrcoef(torch.stack([read, area]))[0, 1] > 0.95
+    assert torch.corrcoef(torch.stack([found.sum((1, 2, 3)), area]))[0, 1] > 0.99
