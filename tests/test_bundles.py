@@ -350,10 +350,10 @@ def test_regions_from_training_to_inference(root3d, tmp_path, mask_labels):
     weights = torch.load(tmp_path / "m" / "model.pt", weights_only=True)
     count = 1 if mask_labels is None else len(mask_labels)
     assert weights["branch.logits.bias"].shape == (count,)
-    overrides = tiny(root3d) | folders | regions
+    overrides = tiny(root3d) | folders | regions | {"output_dir": str(tmp_path / "i")}
     run([CONFIGS / "inference.yaml"], overrides, "infer")
-    table = pd.read_csv(tmp_path / "e" / "predictions.csv")
-    assert np.isfinite(table["true_lv_intensity_mean"]).all()
+    table = pd.read_csv(tmp_path / "i" / "predictions.csv")
+    assert np.isfinite(table["read_true_lv_intensity_mean"]).all()
     with pytest.raises(SystemExit, match="other settings"):
         run([CONFIGS / "inference.yaml"], overrides | {"regions": False}, "infer")
 
