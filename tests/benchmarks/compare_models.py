@@ -20,6 +20,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +44,22 @@ ABLATIONS = {
     "ours, published network": ["published_network"],
     "ours, no augmentation": ["no_augmentation"],
     "ours, no leakage term": ["no_leakage"],
+    "ours, no regions": ["no_regions"],
+    "ours, no control term": ["no_control"],
 }
+# of the published models, which see no copies: until the validation score no longer rises
+EPOCHS = {"acdc": 200}
 COLUMNS = ("interpretability", "scc", "mig", "sap")
+
+
+def finished(folder: Path) -> bool:
+    """Return whether a run has ended with its evaluation."""
+    return (folder / "eval" / "metrics.json").exists()
 
 
 def run(folder: Path, cohort: str, overlays: list[str], options: dict[str, object]) -> None:
     """Train and evaluate one variant, unless it is there."""
-    if (folder / "eval" / "metrics.json").exists():
+    if finished(folder):
         return
     files = [TRAIN, CONFIGS / "datasets" / f"{cohort}.yaml"]
     files += [CONFIGS / "ablations" / f"{name}.yaml" for name in overlays]
@@ -65,6 +75,8 @@ def run(folder: Path, cohort: str, overlays: list[str], options: dict[str, objec
         settings["dataset_dir"] = folder.parents[1] / "phantoms"
     names = {"meta_file": "metadata.json", "logging_file": "logging.conf"}
     settings |= {key: TRAIN.parent / name for key, name in names.items()}
+    if "published" in overlays and cohort in EPOCHS:
+        settings.setdefault("max_epochs", EPOCHS[cohort])
     command = [sys.executable, "-m", "monai.bundle", "run", "training"]
     command += [f"--config_file={[str(f) for f in files]}"]
     command += [f"--{key}={value}" for key, value in settings.items()]
@@ -106,6 +118,34 @@ def scores(folder: Path) -> dict[str, float]:
     return row
 
 
+@dataclass
+class Runs:
+    """The runs of one variant: one folder for each learning rate and seed."""
+
+    root: Path
+    arguments: argparse.Namespace
+    overlays: list[str]
+    settings: dict[str, object]
+
+    def train(self, rate: float, seed: int) -> Path:
+        """Train, unless it is done or not wanted, and return the folder."""
+        folder = self.root.parent / f"{self.root.name}_lr{rate:g}_seed{seed}"
+        options = self.settings | {"learning_rate": rate, "seed": seed}
+        if self.arguments.development:
+            options |= {"split_seed": seed}
+        if not self.arguments.only_print:
+            run(folder, self.arguments.cohort, self.overlays, options)
+        return folder
+
+    def best_rate(self) -> float:
+        """Return the learning rate of the best validation score, seed 0; the only one as it is."""
+        rates = list(self.arguments.learning_rates)
+        if len(rates) == 1:
+            return rates[0]
+        done = {r: f for r, f in ((r, self.train(r, 0)) for r in rates) if finished(f)}
+        return max(done, key=lambda rate: validation_score(done[rate]), default=rates[0])
+
+
 def cell(values: list[float], digits: int) -> str:
     """Return mean and half the range."""
     if not np.isfinite(values).all():
@@ -138,27 +178,13 @@ def main() -> None:
         settings |= {"subjects": table_file, "fractions": [0.65, 0.1, 0.25]}
     table: dict[str, list[dict[str, float]]] = {}
     for variant in arguments.variants:
-        root = arguments.output.absolute() / arguments.cohort / (variant.replace(", ", "_") + tag)
-        runs = {}
-        for rate in arguments.learning_rates:
-            runs[rate] = root.parent / f"{root.name}_lr{rate:g}_seed0".replace(" ", "_")
-            options = settings | {"learning_rate": rate}
-            if not arguments.only_print:
-                run(runs[rate], arguments.cohort, ABLATIONS[variant], options | {"seed": 0})
-        done = {r: f for r, f in runs.items() if (f / "eval" / "metrics.json").exists()}
-        if not done:
-            continue
-        best = max(done, key=lambda rate: validation_score(done[rate]))
-        rows = []
-        for seed in arguments.seeds:
-            folder = Path(str(done[best]).replace("_seed0", f"_seed{seed}"))
-            options = settings | {"learning_rate": best}
-            options |= {"seed": seed} | ({"split_seed": seed} if arguments.development else {})
-            if not arguments.only_print:
-                run(folder, arguments.cohort, ABLATIONS[variant], options)
-            if (folder / "eval" / "metrics.json").exists():
-                rows.append(scores(folder))
-        table[f"{variant} (lr {best:g}, {len(rows)} seeds)"] = rows
+        name = variant.replace(", ", "_") + tag
+        root = arguments.output.absolute() / arguments.cohort / name.replace(" ", "_")
+        runs = Runs(root, arguments, ABLATIONS[variant], settings)
+        best = runs.best_rate()
+        rows = [scores(f) for f in (runs.train(best, s) for s in arguments.seeds) if finished(f)]
+        if rows:
+            table[f"{variant} (lr {best:g}, {len(rows)} seeds)"] = rows
 
     names = list(next(iter(table.values()))[0])
     body = [
