@@ -625,6 +625,8 @@ def test_overlays_run_on_the_real_cohorts(name, tmp_path):
         "decoder_channels": [8, 8, 8, 4, 4],
         "norm": "BATCH",
     }
+    if name == "acdc":
+        overrides["copies"] = 5  # the first four of which are the subject itself
     overlay = REPOSITORY / "configs" / "datasets" / f"{name}.yaml"
     run([CONFIGS / "train.yaml", overlay], overrides)
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())

@@ -596,16 +596,16 @@ def test_results_are_overwritten_only_when_asked(tmp_path: Path) -> None:
 def test_files_are_written_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target, original, touched = tmp_path / "a" / "cohort.json", Path.write_text, []
+    target, original, touched = tmp_path / "a" / "cohort.json", Path.write_bytes, []
 
-    def half(path: Path, text: str, **options: object) -> None:
+    def half(path: Path, content: bytes) -> None:
         touched.append(path)
-        original(path, text[:2])
-        if text == "interrupted":
+        original(path, content[:2])
+        if content == b"interrupted":
             raise KeyboardInterrupt
-        original(path, text)
+        original(path, content)
 
-    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     write_text(target, "whole")
     with pytest.raises(KeyboardInterrupt):
         write_text(target, "interrupted")
