@@ -6,7 +6,7 @@ import torch
 from monai.data import MetaTensor
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from medvae.metrics import psnr, rbf_mmd, rbf_mmd_chance, ssim
+from medvae.metrics import active_axes, psnr, rbf_mmd, rbf_mmd_chance, ssim
 
 
 def images(spatial_dims, size=16, channels=1, seed=0):
@@ -122,3 +122,10 @@ def test_mmd_names_bad_input():
         rbf_mmd(x, y, [1.0, 0.0])
     with pytest.raises(ValueError, match="expected finite"):
         rbf_mmd(x, np.full_like(y, np.nan))
+
+
+def test_active_axes_are_those_that_vary():
+    rng = np.random.default_rng(0)
+    codes = rng.normal([5.0, 0.0, 0.0], [1.0, 0.2, 0.05], size=(2000, 3))
+    assert list(active_axes(codes)) == [True, True, False]
+    assert not active_axes(np.full((4, 2), 3.0)).any()

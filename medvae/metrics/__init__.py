@@ -11,7 +11,7 @@ from .disentanglement import (
     sap,
     scc,
 )
-from .generation import psnr, rbf_mmd, rbf_mmd_chance, ssim
+from .generation import active_axes, psnr, rbf_mmd, rbf_mmd_chance, ssim
 from .importance import DCI, dci
 from .information import entropy, is_discrete, mutual_information
 from .intervals import (
@@ -42,6 +42,7 @@ __all__ = [
     "Agreement",
     "Interval",
     "accuracy",
+    "active_axes",
     "agreement",
     "balanced_accuracy",
     "bootstrap_rows",

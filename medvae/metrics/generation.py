@@ -14,7 +14,23 @@ from monai.metrics import PSNRMetric, SSIMMetric
 
 from .information import Array
 
-__all__ = ["psnr", "rbf_mmd", "rbf_mmd_chance", "ssim"]
+__all__ = ["active_axes", "psnr", "rbf_mmd", "rbf_mmd_chance", "ssim"]
+
+
+def active_axes(codes: npt.ArrayLike, threshold: float = 0.01) -> npt.NDArray[np.bool_]:
+    """Return which latent axes say anything about an image (Burda et al. 2016, section 5.1).
+
+    An axis whose posterior mean hardly varies between images has collapsed to the prior: the
+    decoder gets nothing through it, whatever the number of axes.
+
+    Args:
+        codes: posterior means, shape (N, D).
+        threshold: of the variance over images; the prior's is 1.
+
+    Returns:
+        Shape (D,).
+    """
+    return np.asarray(np.asarray(codes, dtype=np.float64).var(axis=0) > threshold)
 
 
 def psnr(

@@ -17,6 +17,7 @@ from medvae.data import Cohort, check_overwrite, write_text
 from medvae.engines import PrepareAttributes, class_probabilities, read_history
 from medvae.explain import Readout
 from medvae.metrics import (
+    active_axes,
     classification_report,
     disentanglement_report,
     prediction_r2,
@@ -193,6 +194,7 @@ class Evaluation:
                 progress=self.progress,
                 **resampling,
             ),
+            "latent_axes": _latent_axes(predictions.codes[rows], len(names) if self.tied else 0),
             "reconstruction": self._reconstruction(predictions, rows),
         }
         if self.tied:
@@ -279,3 +281,10 @@ class Evaluation:
             [str(self.cohort.subjects["id"].iloc[r]) for r in rows],
             self.output_dir / "reconstructions.png",
         )
+
+
+def _latent_axes(codes: Array, tied: int) -> dict[str, int]:
+    """Count the axes, those that say something, and those of them that belong to no attribute."""
+    active = active_axes(codes)
+    counts = {"total": len(active), "active": active.sum(), "free": len(active) - tied}
+    return {k: int(v) for k, v in (counts | {"active_free": active[tied:].sum()}).items()}

@@ -69,6 +69,13 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
         _disentanglement(metrics["disentanglement"]),
         _reconstruction(metrics["reconstruction"]),
     ]
+    if "latent_axes" in metrics:
+        axes = metrics["latent_axes"]
+        parts.append(
+            f"{axes['active']} of {axes['total']} latent axes say something about an image "
+            f"(variance above 0.01), {axes['active_free']} of the {axes['free']} that belong to "
+            "no attribute; without these the reconstruction knows the attributes alone.\n"
+        )
     if "prediction_r2" in metrics:
         entries = metrics["prediction_r2"]["attributes"]
         rows = [[name, _with_interval(entry)] for name, entry in entries.items()]
