@@ -62,7 +62,8 @@ class AttriVAE(nn.Module):
             normalisation, because normalising each image takes its mean away.
         regions: structures that a branch of the encoder finds, see `RegionBranch`; 0 for none. The
             axes of the attributes are then read off the structures' moments alone (see
-            `RegionStatistics`), and the flattened output serves the free axes.
+            `RegionStatistics`), and the flattened output serves the free axes, by fully connected
+            layers that are then batch-normalised.
         region_channels: channels of that branch.
         dropout: probability, on what the encoder gives the fully connected layers.
         norm: MONAI's name or (name, arguments) of the convolutions' normalisation.
@@ -114,7 +115,8 @@ class AttriVAE(nn.Module):
         self.pooled_layer = -1 if pooled_layer is None else range(len(channels))[pooled_layer]
         joined = flat + (0 if pooled_layer is None else channels[pooled_layer])
         self.dropout = nn.Dropout(dropout)
-        self.hidden = _mlp([joined, *hidden_channels], norm=False)
+        # normalised where only the free axes need it: without, it dies at high learning rates
+        self.hidden = _mlp([joined, *hidden_channels], norm=regions > 0)
         width = hidden_channels[-1] if hidden_channels else joined
         tied = len(self.attribute_names) if regions else 0
         self.mean = nn.Linear(width, latent_dim - tied)
