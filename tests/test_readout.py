@@ -26,7 +26,10 @@ def line_r2(x: np.ndarray, y: np.ndarray, new: np.ndarray, truth: np.ndarray) ->
 def test_a_bent_relation_is_recovered_better_than_by_a_line(sign: int) -> None:
     rng = np.random.default_rng(0)
     x, new = rng.normal(size=300), rng.normal(size=3000)
-    bent = lambda code: sign * np.exp(0.8 * code) / 1.5  # noqa: E731
+
+    def bent(code: np.ndarray) -> np.ndarray:
+        return sign * np.exp(0.8 * code) / 1.5
+
     y = bent(x) + 0.2 * rng.normal(size=300)
     curve = MonotoneCurve.fit(x, y)
     assert r2(curve(new), bent(new)) > line_r2(x, y, new, bent(new)) + 0.08

@@ -32,7 +32,8 @@ class ControlLoss(nn.Module):
     from another sample. A reconstruction loss alone is indifferent to which axis the decoder
     listens to, where several know the same; a traversal of the tied axis then moves little. Only
     the decoder learns from this: the encoder, which learns from true images alone, is the judge,
-    in evaluation mode (Zhu et al. 2017 and Karras et al. 2020 use the same cycle for codes).
+    in evaluation mode. Codes are recovered from decoded images in InfoGAN (Chen et al. 2016) and
+    BicycleGAN (Zhu et al. 2017), too; there the encoder learns from them as well.
 
     Args:
         tied: number of axes that belong to attributes, the first ones.

@@ -152,7 +152,10 @@ def return_error(start: npt.ArrayLike, there: npt.ArrayLike, back: npt.ArrayLike
     Returns:
         Shape (N,); NaN where the move changed nothing.
     """
-    a, m, b = (np.asarray(v, dtype=np.float64).reshape(len(v), -1) for v in (start, there, back))  # type: ignore[arg-type]
+    a, m, b = (
+        (rows := np.asarray(v, dtype=np.float64)).reshape(len(rows), -1)
+        for v in (start, there, back)
+    )
     moved = np.abs(m - a).mean(axis=1)
     return np.abs(b - a).mean(axis=1) / np.where(moved > 0, moved, np.nan)
 
