@@ -122,6 +122,23 @@ def test_arguments_that_do_not_fit(options, message):
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_decoder_activation_revives_features_that_only_darken(spatial_dims):
+    """With ReLU a decoder whose last features are all negative is grey for good."""
+    image = torch.rand(3, 1, *[16] * spatial_dims)
+    gradients = {}
+    for act in (None, "LEAKYRELU"):
+        network = small(spatial_dims, decoder_act=act)
+        with torch.no_grad():
+            network.decoder[-2].norm.bias.fill_(-10.0)
+        network(image).reconstruction.sum().backward()
+        gradients[act] = network.decoder[-2].norm.bias.grad.abs().max().item()
+        assert isinstance(network.encoder[0].act, torch.nn.ReLU)
+    dead, alive = gradients.values()
+    assert dead == 0
+    assert alive > 0
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_pooled_layer_joins_the_mean_of_a_layer(spatial_dims):
     """With weights on the means alone, the code is the mean of that layer's features."""
     vae = AttriVAE(spatial_dims, image_size=8, **SMALL | {"hidden_channels": ()}, pooled_layer=1)

@@ -32,35 +32,75 @@ def image_of(vae, batch=3, seed=0):
     return torch.rand(batch, vae.in_channels, *vae.image_size, generator=generator)
 
 
+@pytest.mark.parametrize("spacing", [None, (3.0, 3.0, 7.5)])
 @pytest.mark.parametrize("spatial_dims", [2, 3])
-def test_statistics_are_numpys_moments_of_a_region(spatial_dims):
+def test_statistics_are_numpys_moments_of_a_region(spatial_dims, spacing):
     size = SIZES[spatial_dims]
     rng = np.random.default_rng(0)
     mask = rng.random(size) < 0.4
-    image, feature = rng.random((2, *size))
-    found = RegionStatistics(size)(
+    image = rng.random(size)
+    feature = rng.random([n // 2 for n in size])
+    step = np.ones(spatial_dims) if spacing is None else np.array(spacing[:spatial_dims])
+    found = RegionStatistics(size, None if spacing is None else step.tolist())(
         torch.as_tensor(mask)[None, None],
         torch.as_tensor(image, dtype=torch.float32)[None, None],
         torch.as_tensor(feature, dtype=torch.float32)[None, None],
     )[0].double()
-    n, weight = mask.sum(), mask.sum() / (mask.sum() + 1)
-    axes = np.meshgrid(*(np.linspace(-1, 1, k) for k in size), indexing="ij")
-    position = np.stack([axis[mask] for axis in axes]) if n else None
-    mean = weight * image[mask].mean()
+    n = mask.sum()
+    weight = n / (n + 0.1)
+    step = 2 * step / (step * size).max()
+    axes = [s * (np.arange(k) - (k - 1) / 2) for k, s in zip(size, step, strict=True)]
+    position = np.stack([a[mask] for a in np.meshgrid(*axes, indexing="ij")])
     centre = weight * position.mean(1)
     second = weight * (position @ position.T) / n - np.outer(centre, centre)
-    expected = [n / mask.size, np.log1p(n), mean]
-    expected += [weight * (image[mask] ** 2).mean() - mean**2, weight * feature[mask].mean()]
+    blocks = mask.reshape([k for m in size for k in (m // 2, 2)])
+    share = blocks.mean(tuple(range(1, 2 * spatial_dims, 2)))
+    mean = weight * image[mask].mean()
+    expected = [n / mask.size, np.log1p(n), mean, weight * (image[mask] ** 2).mean() - mean**2]
+    expected += [(share * feature).sum() / (share.sum() + 0.1)]
     expected += [*centre, *second[np.triu_indices(spatial_dims)]]
-    np.testing.assert_allclose(found, expected, atol=2e-6)
+    expected += [*np.log(np.linalg.eigvalsh(second + np.diag(step**2 / 12))[::-1])]
+    slopes = np.gradient(mask.astype(float), *(step / step.min()))
+    area = np.sqrt(np.square(slopes).sum(0) + 1e-10).sum() * np.prod(step / step.min())
+    expected += [np.log1p(area)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
 
 
-def test_a_region_that_is_not_there_gives_finite_numbers_and_gradients():
-    occupancy = torch.zeros(1, 2, 8, 8, requires_grad=True)
-    image = torch.rand(1, 1, 8, 8)
-    found = RegionStatistics((8, 8))(occupancy, image, image)
+def test_surface_of_a_ball_is_that_of_geometry():
+    x = torch.stack(torch.meshgrid(*[torch.arange(32.0) - 15.5] * 3, indexing="ij"))
+    for radius in (6.0, 10.0):
+        ball = torch.sigmoid(4 * (radius - x.square().sum(0).sqrt()))
+        found = RegionStatistics((32, 32, 32))(ball[None, None], ball[None, None], x[None])
+        assert found[0, -1].expm1().item() == pytest.approx(4 * np.pi * radius**2, rel=0.03)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_eigenvalues_stay_the_same_when_a_structure_turns(spatial_dims):
+    generator = torch.Generator().manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(20, spatial_dims, spatial_dims, generator=generator))[0]
+    # a rod, a disc, a ball, a point
+    of = torch.tensor([[0.3, 0.1, 0.1], [0.3, 0.3, 0.05], [0.2, 0.2, 0.2], [0.0, 0.0, 0.0]])
+    statistics = RegionStatistics((16,) * spatial_dims)
+    pairs = torch.triu_indices(spatial_dims, spatial_dims)
+    for values in of[:, :spatial_dims]:
+        spread = (turn * values) @ turn.mT
+        spread = spread[:, pairs[0], pairs[1]].requires_grad_()
+        found = statistics.eigenvalues(spread)
+        expected = (values + statistics.voxel).expand_as(found)
+        torch.testing.assert_close(found, expected, rtol=6e-3, atol=1e-6)
+        found.log().sum().backward()
+        assert spread.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_a_region_that_is_not_there_gives_finite_numbers_and_gradients(spatial_dims):
+    size = [8] * spatial_dims
+    occupancy = torch.zeros(1, 2, *size, requires_grad=True)
+    image = torch.rand(1, 1, *size)
+    found = RegionStatistics(size)(occupancy, image, image)
     found.sum().backward()
-    assert torch.equal(found, torch.zeros_like(found))
+    assert not found.view(2, -1)[:, : -spatial_dims - 1].any()
+    assert found.isfinite().all()
     assert occupancy.grad.isfinite().all()
 
 
@@ -88,12 +128,25 @@ def test_attributes_are_read_off_the_regions_alone(spatial_dims):
     assert found.max() <= 1
 
 
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_the_masks_alone_teach_where_structures_are(spatial_dims):
+    """In training no gradient of an attribute's axis reaches the occupancies; maps need them."""
+    vae = network(spatial_dims)
+    image = image_of(vae)
+    gradients = {}
+    for training in (True, False):
+        vae.train(training).zero_grad()
+        vae.encode(image)[0][:, :2].square().sum().backward()
+        gradients[training] = vae.branch.logits.weight.grad
+    assert gradients[True] is None
+    assert gradients[False].abs().max() > 0
+
+
 @pytest.mark.parametrize("strides", [((2, 2, 1), 2, 1), (1, (1, 2, 2), 2)])
 def test_every_parameter_is_trained_and_grids_fit_whatever_the_strides(strides):
     vae = network(3, image_size=(8, 8, 4), channels=(4, 8, 8), strides=strides)
     output = vae(image_of(vae))
-    grid = [n // s for n, s in zip((8, 8, 4), np.broadcast_to(strides[0], 3), strict=True)]
-    assert output.regions.shape == (3, 3, *grid)
+    assert output.regions.shape == (3, 3, *vae.image_size)
     terms = (*output, output.mean.square())
     sum(t.square().sum() for t in terms).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in vae.parameters())

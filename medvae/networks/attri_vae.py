@@ -8,11 +8,10 @@ from math import prod
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvae.networks.blocks import ConvBlock, init_xavier_uniform
-from medvae.networks.regions import RegionBranch, RegionStatistics, on_grid
+from medvae.networks.regions import RegionBranch, RegionStatistics
 
 
 class AttriVAEOutput(NamedTuple):
@@ -24,8 +23,7 @@ class AttriVAEOutput(NamedTuple):
         log_var: logarithm of the posterior variance, shape (B, D).
         z: the code that was decoded, shape (B, D): a sample in training, the mean in evaluation.
         logits: shape (B, 1) for a binary head, (B, C) for C classes, (B, 0) without a head.
-        regions: logits of each structure's share of a voxel, (B, R, *S') on the grid of the
-            encoder's first block; R is 0 without.
+        regions: logits of each structure, (B, R, *S); R is 0 without.
     """
 
     reconstruction: Tensor
@@ -65,9 +63,13 @@ class AttriVAE(nn.Module):
             `RegionStatistics`), and the flattened output serves the free axes, by fully connected
             layers that are then batch-normalised.
         region_channels: channels of that branch.
+        spacing: of the image's voxels, one for each axis, in which it measures; None for 1.
         dropout: probability, on what the encoder gives the fully connected layers.
         norm: MONAI's name or (name, arguments) of the convolutions' normalisation.
         act: MONAI's name of the activation.
+        decoder_act: the same for the decoder's convolutions; None for that of `act`. With "RELU"
+            the last convolution reads positive features alone: where these only darken, no voxel is
+            brighter than 0.5, and nothing revives the others. "LEAKYRELU" keeps them learning.
 
     Raises:
         ValueError: for sizes, strides or names that do not fit each other.
@@ -89,9 +91,11 @@ class AttriVAE(nn.Module):
         pooled_layer: int | None = None,
         regions: int = 0,
         region_channels: int = 16,
+        spacing: Sequence[float] | None = None,
         dropout: float = 0.25,
         norm: str | tuple | None = "BATCH",
         act: str | tuple = "RELU",
+        decoder_act: str | tuple | None = None,
     ) -> None:
         super().__init__()
         steps = [_per_axis(stride, spatial_dims) for stride in strides]
@@ -124,10 +128,9 @@ class AttriVAE(nn.Module):
         self.branch: RegionBranch | None = None
         if regions:
             self.branch = RegionBranch(
-                spatial_dims, channels, steps, regions, region_channels, norm, act
+                spatial_dims, in_channels, channels, steps, regions, region_channels, norm, act
             )
-            grid = [n // s for n, s in zip(self.image_size, steps[0], strict=True)]
-            self.statistics = RegionStatistics(grid)
+            self.statistics = RegionStatistics(self.image_size, spacing)
             count = regions * self.statistics.count(in_channels, region_channels)
             self.tied_mean = _tied_head(count, tied)
 
@@ -153,7 +156,7 @@ class AttriVAE(nn.Module):
                     s,
                     resample="up" if max(s) > 1 else "down",
                     norm=norm,
-                    act=act,
+                    act=act if decoder_act is None else decoder_act,
                 )
                 for (i, o), s in zip(pairwise(widths), ups, strict=True)
             ),
@@ -167,13 +170,8 @@ class AttriVAE(nn.Module):
         return mean, log_var
 
     def find_regions(self, image: Tensor) -> Tensor:
-        """Return each structure's share of every voxel, in [0, 1], (B, R, *S).
-
-        Upsampled linearly from the grid of the encoder's first block.
-        """
-        share = self._encode(image)[2].sigmoid()
-        mode = "bilinear" if image.dim() == 4 else "trilinear"
-        return F.interpolate(share, size=image.shape[2:], mode=mode)
+        """Return each structure's share of every voxel, in [0, 1], (B, R, *S)."""
+        return self._encode(image)[2].sigmoid()
 
     def _encode(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, log variance, and the regions' logits."""
@@ -188,8 +186,11 @@ class AttriVAE(nn.Module):
         mean, log_var = self.mean(found), self.log_var(found)
         if self.branch is None:
             return mean, log_var, image[:, :0]
-        logits, details = self.branch(layers)
-        statistics = self.statistics(logits.sigmoid(), on_grid(image, logits), details)
+        logits, details = self.branch(image, layers)
+        # the masks alone teach where a structure is: what serves an attribute may lie elsewhere
+        found = logits.detach() if self.training else logits
+        # sharpened: a background of 0.001 per voxel outweighs a small structure's second moments
+        statistics = self.statistics((3 * found).sigmoid(), image, details)
         return torch.cat([self.tied_mean(statistics), mean], 1), log_var, logits
 
     def decode(self, z: Tensor) -> Tensor:
