@@ -12,6 +12,11 @@ from medvae.networks.regions import RegionStatistics
 SIZES = {2: (8, 12), 3: (8, 6, 4)}
 
 
+def logits_of(mask):
+    """Logits of which mask and occupancies are the same to float32."""
+    return torch.where(torch.as_tensor(mask), 40.0, -40.0)
+
+
 def network(spatial_dims, **options):
     settings = {
         "image_size": tuple(4 * n for n in SIZES[spatial_dims]),
@@ -42,7 +47,7 @@ def test_statistics_are_numpys_moments_of_a_region(spatial_dims, spacing):
     feature = rng.random([n // 2 for n in size])
     step = np.ones(spatial_dims) if spacing is None else np.array(spacing[:spatial_dims])
     found = RegionStatistics(size, None if spacing is None else step.tolist())(
-        torch.as_tensor(mask)[None, None],
+        logits_of(mask)[None, None],
         torch.as_tensor(image, dtype=torch.float32)[None, None],
         torch.as_tensor(feature, dtype=torch.float32)[None, None],
     )[0].double()
@@ -69,8 +74,8 @@ def test_statistics_are_numpys_moments_of_a_region(spatial_dims, spacing):
 def test_surface_of_a_ball_is_that_of_geometry():
     x = torch.stack(torch.meshgrid(*[torch.arange(32.0) - 15.5] * 3, indexing="ij"))
     for radius in (6.0, 10.0):
-        ball = torch.sigmoid(4 * (radius - x.square().sum(0).sqrt()))
-        found = RegionStatistics((32, 32, 32))(ball[None, None], ball[None, None], x[None])
+        ball = (4 / 3 * (radius - x.square().sum(0).sqrt()))[None, None]
+        found = RegionStatistics((32, 32, 32))(ball, ball, x[None])
         assert found[0, -1].expm1().item() == pytest.approx(4 * np.pi * radius**2, rel=0.03)
 
 
@@ -95,21 +100,32 @@ def test_eigenvalues_stay_the_same_when_a_structure_turns(spatial_dims):
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_a_region_that_is_not_there_gives_finite_numbers_and_gradients(spatial_dims):
     size = [8] * spatial_dims
-    occupancy = torch.zeros(1, 2, *size, requires_grad=True)
+    logits = torch.full((1, 2, *size), -200.0, requires_grad=True)
     image = torch.rand(1, 1, *size)
-    found = RegionStatistics(size)(occupancy, image, image)
+    found = RegionStatistics(size)(logits, image, image)
     found.sum().backward()
     assert not found.view(2, -1)[:, : -spatial_dims - 1].any()
     assert found.isfinite().all()
-    assert occupancy.grad.isfinite().all()
+    assert logits.grad.isfinite().all()
+
+
+def test_a_faint_background_counts_as_volume_but_does_not_bend_the_shape():
+    """A probability of 0.002 at 16384 voxels is 33 voxels, and would round off a small rod."""
+    logits = torch.full((1, 1, 32, 32, 16), -6.2)
+    logits[:, :, 12:20, 15:17, 7:9] = 6.2
+    found = RegionStatistics((32, 32, 16))(logits, logits, logits)[0]
+    assert found[1].expm1().item() == pytest.approx(32 + 33, rel=0.03)
+    voxel = (2 / 32) ** 2 / 12
+    ratio = (found[-4] - found[-2]).exp()
+    assert ratio.item() == pytest.approx(8**2 * voxel / (2**2 * voxel), rel=0.05)
 
 
 def test_statistics_keep_single_precision_under_autocast():
-    occupancy, image = torch.rand(2, 1, 16, 16), torch.rand(2, 1, 16, 16)
+    logits, image = torch.randn(2, 1, 16, 16), torch.rand(2, 1, 16, 16)
     statistics = RegionStatistics((16, 16))
     with torch.autocast("cpu", torch.bfloat16):
-        half = statistics(occupancy, image, image)
-    assert torch.equal(half, statistics(occupancy, image, image))
+        half = statistics(logits, image, image)
+    assert torch.equal(half, statistics(logits, image, image))
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])

@@ -8,7 +8,7 @@ from medvae.losses.attribute import (
     attribute_regression,
     attribute_regularization,
 )
-from medvae.losses.control import ControlLoss
+from medvae.losses.control import ControlLoss, StructureLoss
 from medvae.losses.elbo import (
     bernoulli_reconstruction,
     gaussian_reconstruction,
@@ -20,6 +20,7 @@ from medvae.losses.objective import AttriVAELoss, classification_loss
 __all__ = [
     "AttriVAELoss",
     "ControlLoss",
+    "StructureLoss",
     "AttributeRegularizationLoss",
     "attribute_correlation",
     "attribute_leakage",

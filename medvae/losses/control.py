@@ -1,4 +1,4 @@
-"""Does the decoder draw what an axis says? The encoder is asked."""
+"""Does the decoder draw what an axis says, and the structures? The encoder is asked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ControlLoss"]
+from medvae.losses.objective import region_loss
+
+__all__ = ["ControlLoss", "StructureLoss"]
 
 
 class Autoencoder(Protocol):
@@ -22,6 +24,20 @@ class Autoencoder(Protocol):
         """Images."""
 
 
+class RegionFinder(Protocol):
+    """What has `region_logits`, such as an `AttriVAE` with regions."""
+
+    def region_logits(self, image: Tensor) -> Tensor:
+        """Logits of the structures, (B, R, *S)."""
+
+
+class Output(Protocol):
+    """What a training step gets from the network, such as an `AttriVAEOutput`."""
+
+    reconstruction: Tensor
+    mean: Tensor
+
+
 class ControlLoss(nn.Module):
     r"""Move one axis of every code, decode, encode again: the axes should be where they were put.
 
@@ -29,11 +45,14 @@ class ControlLoss(nn.Module):
         \left(\mu_k(\operatorname{dec}(z_i')) - z_{ik}'\right)^2
 
     over the tied axes k, where z' is the posterior mean with one of them, drawn at random, taken
-    from another sample. A reconstruction loss alone is indifferent to which axis the decoder
-    listens to, where several know the same; a traversal of the tied axis then moves little. Only
-    the decoder learns from this: the encoder, which learns from true images alone, is the judge,
-    in evaluation mode. Codes are recovered from decoded images in InfoGAN (Chen et al. 2016) and
-    BicycleGAN (Zhu et al. 2017), too; there the encoder learns from them as well.
+    from another sample. The other tied axes follow by a share, drawn from [0, 1], of what their
+    regression on it over the batch predicts: there is no nodule of a large volume and a small
+    diameter, and a decoder that is asked for it learns nothing. A reconstruction loss alone is
+    indifferent to which axis the decoder listens to, where several know the same; a traversal of
+    the tied axis then moves little. Only the decoder learns from this: the encoder, which learns
+    from true images alone, is the judge, in evaluation mode. Codes are recovered from decoded
+    images in InfoGAN (Chen et al. 2016) and BicycleGAN (Zhu et al. 2017), too; there the encoder
+    learns from them as well.
 
     Args:
         tied: number of axes that belong to attributes, the first ones.
@@ -45,8 +64,9 @@ class ControlLoss(nn.Module):
         super().__init__()
         self.tied, self.weight, self.share = tied, weight, share
 
-    def forward(self, network: Autoencoder, mean: Tensor) -> Tensor:
+    def forward(self, network: Autoencoder, output: Output, **targets: Tensor) -> Tensor:
         """Return the weighted term for posterior means (B, D); 0 for a batch of one."""
+        mean = output.mean
         count = round(self.share * len(mean))
         if self.tied < 1 or count < 1 or len(mean) < 2:
             return mean.new_zeros(())
@@ -58,17 +78,63 @@ class ControlLoss(nn.Module):
         return self.weight * error.mean(0).sum()
 
     def move(self, codes: Tensor) -> Tensor:
-        """Return codes (B, D) of which one tied axis is another sample's."""
+        """Return codes (B, D) of which one tied axis is another sample's, and others follow."""
         rows = torch.arange(len(codes), device=codes.device)
         axes = torch.randint(self.tied, (len(codes),), device=codes.device)
         others = (rows + torch.randint(1, len(codes), (1,), device=codes.device)) % len(codes)
+        step = codes[others, axes] - codes[rows, axes]
+        slopes = companions(codes[:, : self.tied])[axes]
+        slopes = slopes * torch.rand_like(step)[:, None]
         moved = codes.clone()
+        moved[:, : self.tied] += step[:, None] * slopes
         moved[rows, axes] = codes[others, axes]
         return moved
 
 
+def companions(values: Tensor) -> Tensor:
+    """Return by how much each column of (N, K) changes per unit of another: (K, K).
+
+    Row k holds the slopes of the regressions on column k; the diagonal is 1, and 0 throughout for
+    a column that does not vary.
+    """
+    centred = values - values.mean(0)
+    products = centred.T @ centred
+    variance = products.diagonal()[:, None]
+    return torch.where(variance > 0, products / variance.clamp_min(1e-12), 0.0)
+
+
+class StructureLoss(nn.Module):
+    """Are the structures where they were? The branch that finds them is asked of reconstructions.
+
+    `region_loss` between the structures found in the reconstruction and the masks of the image. A
+    squared error gains little from a thin wall; what measures a structure has to find it. The
+    branch, in evaluation mode, is the judge and does not learn from this; decoder and codes do.
+
+    Args:
+        weight: of the term.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(
+        self,
+        network: RegionFinder,
+        output: Output,
+        regions: Tensor | None = None,
+        **targets: Tensor,
+    ) -> Tensor:
+        """Return the weighted term for masks (B, R, *S); 0 where the batch has none."""
+        if regions is None:
+            return output.mean.new_zeros(())
+        with _judging(network):
+            found = network.region_logits(output.reconstruction)
+        return self.weight * region_loss(found, regions)
+
+
 @contextmanager
-def _judging(network: Autoencoder) -> Iterator[None]:
+def _judging(network: object) -> Iterator[None]:
     """Evaluation mode and no gradients for the weights inside; all as it was outside."""
     assert isinstance(network, nn.Module)
     modes = [(module, module.training) for module in network.modules()]

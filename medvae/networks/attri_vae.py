@@ -171,7 +171,11 @@ class AttriVAE(nn.Module):
 
     def find_regions(self, image: Tensor) -> Tensor:
         """Return each structure's share of every voxel, in [0, 1], (B, R, *S)."""
-        return self._encode(image)[2].sigmoid()
+        return self.region_logits(image).sigmoid()
+
+    def region_logits(self, image: Tensor) -> Tensor:
+        """Return the logits of that share, (B, R, *S); R is 0 without regions."""
+        return self._encode(image)[2]
 
     def _encode(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, log variance, and the regions' logits."""
@@ -189,8 +193,7 @@ class AttriVAE(nn.Module):
         logits, details = self.branch(image, layers)
         # the masks alone teach where a structure is: what serves an attribute may lie elsewhere
         found = logits.detach() if self.training else logits
-        # sharpened: a background of 0.001 per voxel outweighs a small structure's second moments
-        statistics = self.statistics((3 * found).sigmoid(), image, details)
+        statistics = self.statistics(found, image, details)
         return torch.cat([self.tied_mean(statistics), mean], 1), log_var, logits
 
     def decode(self, z: Tensor) -> Tensor:

@@ -103,7 +103,9 @@ class RegionStatistics(nn.Module):
 
     With occupancy :math:`p` at the N voxels, :math:`v=\sum p` and
     :math:`\langle g\rangle=\sum p\,g/(v+0.1)`: the share :math:`v/N` and :math:`\log(1+v)`; the
-    mean and the variance of the image's channels; the mean of the features; the mean and the
+    mean and the variance of the image's channels; the mean of the features. These are expectations
+    where p is a probability. The rest is of an occupancy of three times the logit, because a
+    background of 0.001 per voxel outweighs a small structure's second moments: the mean and the
     covariance :math:`\Sigma` of the position, in units of half the grid's longest side; the
     logarithms of the eigenvalues of :math:`\Sigma` plus that of a voxel, in descending order, which
     neither turn nor mirror image changes: axis lengths, elongation and flatness are functions
@@ -137,27 +139,24 @@ class RegionStatistics(nn.Module):
         """Return how many numbers there are for each region."""
         return 3 + 2 * image_channels + channels + 2 * self.dims + len(self.pairs)
 
-    def forward(self, occupancy: Tensor, image: Tensor, features: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, image: Tensor, features: Tensor) -> Tensor:
         """Return the moments.
 
         Args:
-            occupancy: of R regions, in [0, 1], shape (B, R, *S).
+            logits: of the occupancies of R regions, shape (B, R, *S).
             image: shape (B, C, *S).
             features: shape (B, F, *S'), on that grid or a coarser one.
 
         Returns:
             Shape (B, R * count), in float32.
         """
-        share = occupancy.float()
         image = image.float()
+        share, sharp = logits.float().sigmoid(), (3 * logits.float()).sigmoid()
         total = share.flatten(2).sum(2, keepdim=True)
-        values = torch.cat([image, image.square()], 1)
-        flat = share.flatten(2)
-        sums = self._product(flat, values.flatten(2).transpose(1, 2))
-        moments = self._product(flat, self.moments)
-        mean, moments = sums / (total + 0.1), moments / (total + 0.1)
-        channels = image.shape[1]
-        mean, square = mean[:, :, :channels], mean[:, :, channels:]
+        values = torch.cat([image, image.square()], 1).flatten(2).transpose(1, 2)
+        mean, square = (self._product(share.flatten(2), values) / (total + 0.1)).chunk(2, 2)
+        moments = self._product(sharp.flatten(2), self.moments)
+        moments = moments / (sharp.flatten(2).sum(2, keepdim=True) + 0.1)
         centre = moments[:, :, : self.dims]
         spread = moments[:, :, self.dims :] - centre[:, :, self.first] * centre[:, :, self.second]
         found = [
@@ -169,7 +168,7 @@ class RegionStatistics(nn.Module):
             centre,
             spread,
             self.eigenvalues(spread).log(),
-            self._surface(share).log1p(),
+            self._surface(sharp).log1p(),
         ]
         return torch.cat(found, 2).flatten(1)
 
