@@ -114,6 +114,7 @@ def test_reconstruction_wrapper_shares_weights_and_exports(spatial_dims, tmp_pat
         ({"attribute_names": list("abcdefg")}, "7 attributes need as many latent axes"),
         ({"num_classes": -1}, "num_classes"),
         ({"decoder_channels": (8, 8)}, "decoder_channels must have 4 entries"),
+        ({"regions": 1, "spacing": (1.0, 2.0)}, "spacing must have 3 entries"),
     ],
 )
 def test_arguments_that_do_not_fit(options, message):

@@ -63,7 +63,8 @@ class AttriVAE(nn.Module):
             `RegionStatistics`), and the flattened output serves the free axes, by fully connected
             layers that are then batch-normalised.
         region_channels: channels of that branch.
-        spacing: of the image's voxels, one for each axis, in which it measures; None for 1.
+        spacing: of the image's voxels, in which regions are measured: one number for each axis;
+            a number or None: the axes are the same.
         dropout: probability, on what the encoder gives the fully connected layers.
         norm: MONAI's name or (name, arguments) of the convolutions' normalisation.
         act: MONAI's name of the activation.
@@ -91,7 +92,7 @@ class AttriVAE(nn.Module):
         pooled_layer: int | None = None,
         regions: int = 0,
         region_channels: int = 16,
-        spacing: Sequence[float] | None = None,
+        spacing: Sequence[float] | float | None = None,
         dropout: float = 0.25,
         norm: str | tuple | None = "BATCH",
         act: str | tuple = "RELU",
@@ -130,7 +131,7 @@ class AttriVAE(nn.Module):
             self.branch = RegionBranch(
                 spatial_dims, in_channels, channels, steps, regions, region_channels, norm, act
             )
-            self.statistics = RegionStatistics(self.image_size, spacing)
+            self.statistics = RegionStatistics(self.image_size, _per_axis_mm(spacing, spatial_dims))
             count = regions * self.statistics.count(in_channels, region_channels)
             self.tied_mean = _tied_head(count, tied)
 
@@ -227,6 +228,14 @@ class AttriVAEReconstruction(AttriVAE):
 
 def _per_axis(stride: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
     return (stride,) * spatial_dims if isinstance(stride, int) else tuple(stride)
+
+
+def _per_axis_mm(spacing: Sequence[float] | float | None, spatial_dims: int) -> list[float] | None:
+    if spacing is None or isinstance(spacing, float | int):
+        return None
+    if len(spacing) != spatial_dims:
+        raise ValueError(f"spacing must have {spatial_dims} entries, found {list(spacing)}")
+    return list(spacing)
 
 
 def _mirrored(channels: Sequence[int]) -> list[int]:
