@@ -114,6 +114,7 @@ def test_reconstruction_wrapper_shares_weights_and_exports(spatial_dims, tmp_pat
         ({"attribute_names": list("abcdefg")}, "7 attributes need as many latent axes"),
         ({"num_classes": -1}, "num_classes"),
         ({"decoder_channels": (8, 8)}, "decoder_channels must have 4 entries"),
+        ({"head_axes": 7}, "head_axes must lie between 1 and latent_dim 6"),
         ({"regions": 1, "spacing": (1.0, 2.0)}, "spacing must have 3 entries"),
     ],
 )
@@ -137,6 +138,14 @@ def test_decoder_activation_revives_features_that_only_darken(spatial_dims):
     dead, alive = gradients.values()
     assert dead == 0
     assert alive > 0
+
+
+def test_head_reads_the_first_axes_alone():
+    network = small(2, head_axes=2).eval()
+    codes = torch.randn(3, 6)
+    others = torch.cat([codes[:, :2], torch.randn(3, 4)], 1)
+    assert torch.equal(network.classify(codes), network.classify(others))
+    assert not torch.equal(network.classify(codes), network.classify(codes.flip(1)))
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])

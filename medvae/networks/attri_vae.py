@@ -52,6 +52,8 @@ class AttriVAE(nn.Module):
         attribute_names: names of the first K axes, at most `latent_dim`.
         hidden_channels: widths of the fully connected layers before the posterior.
         head_channels: widths of the head's hidden layers.
+        head_axes: how many of the first axes the head reads, such as the attributes' alone where
+            there are too few subjects for the others; None for all.
         decoder_channels: channels of the decoder's convolutions, one more than `channels`: one for
             each stride, in reverse, and one at full resolution; None mirrors `channels`.
         pooled_layer: index of the encoder's convolution whose mean over all positions joins the
@@ -88,6 +90,7 @@ class AttriVAE(nn.Module):
         attribute_names: Sequence[str] | None = None,
         hidden_channels: Sequence[int] = (128, 96),
         head_channels: Sequence[int] = (32, 16),
+        head_axes: int | None = None,
         decoder_channels: Sequence[int] | None = None,
         pooled_layer: int | None = None,
         regions: int = 0,
@@ -105,7 +108,7 @@ class AttriVAE(nn.Module):
         self.latent_dim = latent_dim
         self.in_channels = in_channels
         self.attribute_names = tuple(attribute_names or ())
-        _check_arguments(self, spatial_dims, channels, steps, num_classes, pooled_layer)
+        _check_arguments(self, spatial_dims, channels, steps, num_classes, pooled_layer, head_axes)
 
         grid = [n // prod(s[axis] for s in steps) for axis, n in enumerate(self.image_size)]
         self.bottleneck_shape = (channels[-1], *grid)
@@ -135,8 +138,9 @@ class AttriVAE(nn.Module):
             count = regions * self.statistics.count(in_channels, region_channels)
             self.tied_mean = _tied_head(count, tied)
 
-        head = _mlp([latent_dim, *head_channels], norm=True)
-        width = head_channels[-1] if head_channels else latent_dim
+        self.head_axes = latent_dim if head_axes is None else head_axes
+        head = _mlp([self.head_axes, *head_channels], norm=True)
+        width = head_channels[-1] if head_channels else self.head_axes
         self.head = nn.Sequential(*head, nn.Linear(width, num_classes)) if num_classes else None
 
         decoder_channels = _mirrored(channels) if decoder_channels is None else decoder_channels
@@ -203,7 +207,7 @@ class AttriVAE(nn.Module):
 
     def classify(self, z: Tensor) -> Tensor:
         """Return logits (B, num_classes) for codes (B, D)."""
-        return z[:, :0] if self.head is None else self.head(z)
+        return z[:, :0] if self.head is None else self.head(z[:, : self.head_axes])
 
     def forward(self, image: Tensor) -> AttriVAEOutput:
         """Encode, sample (in training), decode and classify images of shape (B, C, *S)."""
@@ -275,6 +279,7 @@ def _check_arguments(
     steps: Sequence[tuple[int, ...]],
     num_classes: int,
     pooled_layer: int | None,
+    head_axes: int | None,
 ) -> None:
     size = network.image_size
     if spatial_dims not in (2, 3):
@@ -301,6 +306,10 @@ def _check_arguments(
     if pooled_layer is not None and not -len(channels) <= pooled_layer < len(channels):
         raise ValueError(
             f"pooled_layer must name one of the {len(channels)} convolutions, found {pooled_layer}"
+        )
+    if head_axes is not None and not 1 <= head_axes <= network.latent_dim:
+        raise ValueError(
+            f"head_axes must lie between 1 and latent_dim {network.latent_dim}, found {head_axes}"
         )
     if num_classes < 0:
         raise ValueError(f"num_classes must be 0, 1 or more, found {num_classes}")
