@@ -9,6 +9,12 @@ from medvae.losses.attribute import (
     attribute_regularization,
 )
 from medvae.losses.control import ControlLoss, StructureLoss
+from medvae.losses.dependence import SubspaceDependenceLoss, effective_rank
+from medvae.losses.distance import (
+    distance_correlation,
+    distance_correlation_sqr,
+    u_distance_correlation_sqr,
+)
 from medvae.losses.elbo import (
     bernoulli_reconstruction,
     gaussian_reconstruction,
@@ -22,6 +28,7 @@ __all__ = [
     "ControlLoss",
     "StructureLoss",
     "AttributeRegularizationLoss",
+    "SubspaceDependenceLoss",
     "attribute_correlation",
     "attribute_leakage",
     "attribute_ranking",
@@ -29,7 +36,11 @@ __all__ = [
     "attribute_regularization",
     "bernoulli_reconstruction",
     "classification_loss",
+    "distance_correlation",
+    "distance_correlation_sqr",
+    "effective_rank",
     "gaussian_reconstruction",
     "kl_divergence",
     "kl_normal",
+    "u_distance_correlation_sqr",
 ]
