@@ -100,6 +100,13 @@ def test_only_the_decoder_learns_and_nothing_is_left_behind(spatial_dims, half):
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
+def test_a_weight_that_a_schedule_has_changed_is_part_of_the_state():
+    control, other = ControlLoss(tied=1), ControlLoss(tied=1)
+    control.weight = 7.0
+    other.load_state_dict(control.state_dict())
+    assert other.weight == 7.0
+
+
 def test_a_batch_of_one_has_nobody_to_take_an_axis_from():
     vae = Linear(torch.eye(2), torch.eye(2))
     assert ControlLoss(tied=1)(vae, Output(torch.randn(1, 2))) == 0

@@ -64,6 +64,14 @@ class ControlLoss(nn.Module):
         super().__init__()
         self.tied, self.weight, self.share = tied, weight, share
 
+    def get_extra_state(self) -> float:
+        """The weight, which schedules change: part of `state_dict`."""
+        return float(self.weight)
+
+    def set_extra_state(self, state: float) -> None:
+        """Take the weight of a `state_dict`."""
+        self.weight = state
+
     def forward(self, network: Autoencoder, output: Output, **targets: Tensor) -> Tensor:
         """Return the weighted term for posterior means (B, D); 0 for a batch of one."""
         mean = output.mean
