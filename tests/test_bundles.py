@@ -378,6 +378,18 @@ def test_binary_attributes_are_recognised(root3d, tmp_path):
     assert flow.parser.get_parsed_content("attribute_loss").binary == (False, False, True)
 
 
+def test_control_rises_from_nothing_to_its_weight(root3d, tmp_path):
+    folders = {"ckpt_dir": str(tmp_path), "output_dir": str(tmp_path)}
+    settings = {"max_epochs": 2, "control_weight": 20.0}
+    flow = workflow([CONFIGS / "train.yaml"], training(root3d, **folders) | settings)
+    flow.initialize()
+    control = flow.parser.get_parsed_content("control")
+    assert control.weight == 0
+    flow.run()
+    assert control.weight == 20
+    flow.finalize()
+
+
 def test_half_precision_and_mlflow(root3d, tmp_path):
     folders = {"ckpt_dir": str(tmp_path), "output_dir": str(tmp_path)}
     precision = {"autocast": "$torch.bfloat16", "max_epochs": 1}

@@ -88,20 +88,19 @@ class TrainingStep:
         max_grad_norm: gradients longer than this are scaled down to it; None never does.
         autocast: a half precision such as `torch.bfloat16` for the network's forward pass; the
             loss is always computed in float32.
-        judges: further terms of the loss that ask the network again, by their names, such as
-            `medvae.losses.ControlLoss`: called with the network, its output and, by name, the
-            targets; None is left out.
+        control: a further term of the loss that asks the network again, called with it and the
+            posterior means, such as `medvae.losses.ControlLoss`; None: none.
     """
 
     def __init__(
         self,
         max_grad_norm: float | None = None,
         autocast: torch.dtype | None = None,
-        judges: Mapping[str, Callable[..., Tensor] | None] | None = None,
+        control: Callable[[Any, Tensor], Tensor] | None = None,
     ) -> None:
         self.max_grad_norm = max_grad_norm
         self.autocast = autocast
-        self.judges = {k: v for k, v in (judges or {}).items() if v is not None}
+        self.control = control
 
     def __call__(self, engine: Any, batchdata: Mapping[str, Any]) -> list[dict[str, Tensor]]:
         """Update the network once; return the terms of the loss, detached.
@@ -119,10 +118,13 @@ class TrainingStep:
         engine.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(image.device.type, self.autocast, enabled=self.autocast is not None):
             output = engine.inferer(image, engine.network)
-            network = getattr(engine.network, "module", engine.network)  # under DDP
-            judged = {k: judge(network, output, **targets) for k, judge in self.judges.items()}
+            control = None
+            if self.control is not None:
+                network = getattr(engine.network, "module", engine.network)  # under DDP
+                control = self.control(network, output.mean)
         terms = engine.loss_function(output, image, **targets)
-        terms |= {**judged, "loss": sum(judged.values(), terms["loss"])}
+        if control is not None:
+            terms |= {"control": control, "loss": terms["loss"] + control}
         self._check(terms, engine)
         terms["loss"].backward()
         if self.max_grad_norm is not None:

@@ -8,7 +8,7 @@ from medvae.losses.attribute import (
     attribute_regression,
     attribute_regularization,
 )
-from medvae.losses.control import ControlLoss, StructureLoss
+from medvae.losses.control import ControlLoss
 from medvae.losses.dependence import SubspaceDependenceLoss, effective_rank
 from medvae.losses.distance import (
     distance_correlation,
@@ -26,7 +26,6 @@ from medvae.losses.objective import AttriVAELoss, classification_loss
 __all__ = [
     "AttriVAELoss",
     "ControlLoss",
-    "StructureLoss",
     "AttributeRegularizationLoss",
     "SubspaceDependenceLoss",
     "attribute_correlation",

@@ -1,4 +1,4 @@
-"""Does the decoder draw what an axis says, and the structures? The encoder is asked."""
+"""Does the decoder draw what an axis says? The encoder is asked."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from medvae.losses.objective import region_loss
-
-__all__ = ["ControlLoss", "StructureLoss"]
+__all__ = ["ControlLoss"]
 
 
 class Autoencoder(Protocol):
@@ -24,20 +22,6 @@ class Autoencoder(Protocol):
         """Images."""
 
 
-class RegionFinder(Protocol):
-    """What has `region_logits`, such as an `AttriVAE` with regions."""
-
-    def region_logits(self, image: Tensor) -> Tensor:
-        """Logits of the structures, (B, R, *S)."""
-
-
-class Output(Protocol):
-    """What a training step gets from the network, such as an `AttriVAEOutput`."""
-
-    reconstruction: Tensor
-    mean: Tensor
-
-
 class ControlLoss(nn.Module):
     r"""Move one axis of every code, decode, encode again: the axes should be where they were put.
 
@@ -46,8 +30,8 @@ class ControlLoss(nn.Module):
 
     over the tied axes k, where z' is the posterior mean with one of them, drawn at random, taken
     from another sample. The other tied axes follow by a share, drawn from [0, 1], of what their
-    regression on it over the batch predicts: there is no nodule of a large volume and a small
-    diameter, and a decoder that is asked for it learns nothing. A reconstruction loss alone is
+    regression on it over the batch predicts, because there is no nodule of a large volume and a
+    small diameter. A reconstruction loss alone is
     indifferent to which axis the decoder listens to, where several know the same; a traversal of
     the tied axis then moves little. Only the decoder learns from this: the encoder, which learns
     from true images alone, is the judge, in evaluation mode. Codes are recovered from decoded
@@ -72,9 +56,8 @@ class ControlLoss(nn.Module):
         """Take the weight of a `state_dict`."""
         self.weight = state
 
-    def forward(self, network: Autoencoder, output: Output, **targets: Tensor) -> Tensor:
+    def forward(self, network: Autoencoder, mean: Tensor) -> Tensor:
         """Return the weighted term for posterior means (B, D); 0 for a batch of one."""
-        mean = output.mean
         count = round(self.share * len(mean))
         if self.tied < 1 or count < 1 or len(mean) < 2:
             return mean.new_zeros(())
@@ -111,38 +94,8 @@ def companions(values: Tensor) -> Tensor:
     return torch.where(variance > 0, products / variance.clamp_min(1e-12), 0.0)
 
 
-class StructureLoss(nn.Module):
-    """Are the structures where they were? The branch that finds them is asked of reconstructions.
-
-    `region_loss` between the structures found in the reconstruction and the masks of the image. A
-    squared error gains little from a thin wall; what measures a structure has to find it. The
-    branch, in evaluation mode, is the judge and does not learn from this; decoder and codes do.
-
-    Args:
-        weight: of the term.
-    """
-
-    def __init__(self, weight: float = 1.0) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def forward(
-        self,
-        network: RegionFinder,
-        output: Output,
-        regions: Tensor | None = None,
-        **targets: Tensor,
-    ) -> Tensor:
-        """Return the weighted term for masks (B, R, *S); 0 where the batch has none."""
-        if regions is None:
-            return output.mean.new_zeros(())
-        with _judging(network):
-            found = network.region_logits(output.reconstruction)
-        return self.weight * region_loss(found, regions)
-
-
 @contextmanager
-def _judging(network: object) -> Iterator[None]:
+def _judging(network: Autoencoder) -> Iterator[None]:
     """Evaluation mode and no gradients for the weights inside; all as it was outside."""
     assert isinstance(network, nn.Module)
     modes = [(module, module.training) for module in network.modules()]

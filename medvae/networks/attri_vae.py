@@ -176,11 +176,7 @@ class AttriVAE(nn.Module):
 
     def find_regions(self, image: Tensor) -> Tensor:
         """Return each structure's share of every voxel, in [0, 1], (B, R, *S)."""
-        return self.region_logits(image).sigmoid()
-
-    def region_logits(self, image: Tensor) -> Tensor:
-        """Return the logits of that share, (B, R, *S); R is 0 without regions."""
-        return self._encode(image)[2]
+        return self._encode(image)[2].sigmoid()
 
     def _encode(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, log variance, and the regions' logits."""

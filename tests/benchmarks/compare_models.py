@@ -48,7 +48,7 @@ ABLATIONS = {
     "ours, no control term": ["no_control"],
 }
 # of the published models, which see no copies: until the validation score no longer rises
-EPOCHS = {"acdc": 200}
+EPOCHS = {"acdc": 200, "nodules": 60}
 COLUMNS = ("interpretability", "scc", "mig", "sap")
 
 
