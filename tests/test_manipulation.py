@@ -175,3 +175,41 @@ def test_traversals_stay_within_what_was_seen(tmp_path) -> None:
         assert asked[0] == pytest.approx(np.quantile(values, 0.05))
         assert asked[-1] == pytest.approx(np.quantile(values, 0.95))
         assert len(asked) == 5
+
+
+def follower() -> Readout:
+    plain = readout()
+    return Readout(plain.scaler, [0, 1], plain.curves, companions=[[1.0, 0.5], [-3.0, 1.0]])
+
+
+def test_other_axes_follow_by_their_share_and_free_axes_do_not() -> None:
+    vae, images = make()
+    found = traverse(vae, images, "volume", [10.0], follower(), follow=0.4)[:, 0]
+    vae.eval()
+    codes = vae.encode(images)[0].detach()
+    target = torch.tensor(follower().codes([[10.0, 4.0]])[0, 0], dtype=torch.float32)
+    codes[:, 1] += 0.4 * 0.5 * (target - codes[:, 0])
+    codes[:, 0] = target
+    torch.testing.assert_close(found, vae.decode(codes).detach())
+    alone = traverse(vae, images, "volume", [10.0], follower())
+    assert torch.equal(alone, traverse(vae, images, "volume", [10.0], readout()))
+    inferer = TraversalInferer(follower(), {"volume": [10.0]}, follow=0.4)
+    parts = inferer.split(inferer(images, vae)[0])
+    torch.testing.assert_close(parts["volume"][0], found[0, 0])
+    with pytest.raises(ValueError, match="no readout says"):
+        traverse(vae, images, 0, [1.0], follow=0.5)
+
+
+def test_there_and_back_along_a_direction() -> None:
+    vae, images = make()
+    codes, along = torch.tensor([1.0, -2.0, 0.5]), follower().direction(1, 4, 1.0)
+    np.testing.assert_array_equal(along, [-3.0, 1.0, 0.0, 0.0])
+    _, there, back = there_and_back(vae, images, 1, codes, along)
+    vae.eval()
+    with torch.no_grad():
+        own = vae.encode(images)[0]
+        step = (codes - own[:, 1])[:, None] * torch.tensor(along, dtype=torch.float32)
+        torch.testing.assert_close(there, vae.decode(own + step))
+        again = vae.encode(there)[0]
+        step = (own[:, 1] - again[:, 1])[:, None] * torch.tensor(along, dtype=torch.float32)
+        torch.testing.assert_close(back, vae.decode(again + step))

@@ -103,9 +103,14 @@ def test_readout_in_its_file_and_as_it_was_written_before(tmp_path) -> None:
     again = Readout.load(tmp_path / "readout.json")
     np.testing.assert_array_equal(again.attributes(codes), fitted.attributes(codes))
     np.testing.assert_array_equal(again.codes(asked), back)
+    np.testing.assert_array_equal(again.companions, fitted.companions)
+    slope = np.polyfit(codes[:, 2], codes[:, 0], 1)[0]  # of age's axis on volume's
+    np.testing.assert_allclose(
+        fitted.companions, [[1, slope], [np.polyfit(codes[:, 0], codes[:, 2], 1)[0], 1]]
+    )
 
     state = json.loads((tmp_path / "readout.json").read_text())
-    del state["curves"], state["span"]
+    del state["curves"], state["span"], state["companions"]
     state |= {"slope": [2.0, 0.0], "intercept": [0.5, 1.0]}
     (tmp_path / "old.json").write_text(json.dumps(state))
     old = Readout.load(tmp_path / "old.json")
@@ -113,3 +118,16 @@ def test_readout_in_its_file_and_as_it_was_written_before(tmp_path) -> None:
     np.testing.assert_allclose(scaled[:, 0], 2.0 * codes[:, 2] + 0.5)
     np.testing.assert_allclose(scaled[:, 1], 1.0)
     assert np.isnan(old.codes(asked)[:, 1]).all()
+    np.testing.assert_array_equal(old.companions, np.eye(2))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_curve_through_points_is_monotone_and_keeps_what_is(sign: int) -> None:
+    codes = np.linspace(-3, 3, 7)
+    values = sign * np.array([-1.0, -0.9, -0.2, 0.1, 0.05, 0.9, 1.0])
+    curve = MonotoneCurve.through(codes, values)
+    assert (sign * np.diff(curve.values) > 0).all()
+    pooled = sign * np.array([-1.0, -0.9, -0.2, 0.075, 0.075, 0.9, 1.0])
+    np.testing.assert_allclose(curve(codes), pooled, atol=2e-3)  # of scikit-learn's isotonic, too
+    asked = np.linspace(-0.95, 0.95, 20)
+    np.testing.assert_allclose(curve(curve.inverse(asked)), asked, atol=1e-9)

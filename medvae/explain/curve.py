@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import lsq_linear
+from scipy.optimize import isotonic_regression, lsq_linear
 
 __all__ = ["MonotoneCurve"]
 
@@ -72,6 +72,20 @@ class MonotoneCurve(NamedTuple):
         slopes = sign * lsq_linear(centred, target, bounds=(least, np.inf)).x / spread
         start = y.mean() - segments.mean(0) @ slopes
         return cls(points, start + np.concatenate([[0.0], np.cumsum(slopes * np.diff(points))]))
+
+    @classmethod
+    def through(cls, codes: npt.ArrayLike, values: npt.ArrayLike) -> MonotoneCurve:
+        """The monotone curve closest to values (V,) at rising codes (V,), with a point at each.
+
+        Rising or falling as the values do from one end to the other (isotonic regression; where
+        it is flat it rises by a thousandth of the whole over the whole way, so that every value
+        between the ends has one code).
+        """
+        x, y = np.asarray(codes, dtype=np.float64), np.asarray(values, dtype=np.float64)
+        rising = bool(np.cov(x, y)[0, 1] > 0)
+        fitted = np.asarray(isotonic_regression(y, increasing=rising).x)
+        slightly = 1e-3 * (fitted[-1] - fitted[0]) * (x - x.mean()) / (x[-1] - x[0])
+        return cls(x, fitted + slightly)
 
     @property
     def informative(self) -> bool:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -32,10 +33,13 @@ def traverse(
     attribute: int | str,
     values: Sequence[float],
     readout: Readout | None = None,
+    follow: float = 0.0,
 ) -> Tensor:
     """Decode every image's posterior mean with one axis moved to each of the values.
 
-    Nothing but that axis changes, so what else is seen to change is what the decoder ties to it.
+    By default nothing but that axis changes, so what else is seen to change is what the decoder
+    ties to it. Some attributes cannot change alone: there is no nodule of three times the volume
+    and the same diameter. With `follow` the other attributes' axes move along.
 
     Args:
         network: an `AttriVAE`; runs in evaluation mode and is left as it was.
@@ -43,17 +47,43 @@ def traverse(
         attribute: a latent axis, or a name of the network's `attribute_names`.
         values: V values: codes, or with a readout the attribute in its own units.
         readout: of the trained model, `models/readout.json`.
+        follow: share of what goes together in the training subjects, 1 for all of it; needs a
+            readout.
 
     Returns:
         Images in (0, 1), shape (B, V, C, *S).
 
     Raises:
-        ValueError: for an unknown attribute, or one whose axis reads nothing.
+        ValueError: for an unknown attribute, one whose axis reads nothing, or `follow` without a
+            readout.
     """
     axis, codes = _target(network, attribute, values, readout)
+    if follow and readout is None:
+        raise ValueError(f"follow is {follow:g}, but no readout says which axes go together")
+    direction = readout.direction(axis, network.latent_dim, follow) if readout and follow else None
+    return decode_along(network, image, axis, codes, direction)
+
+
+def decode_along(
+    network: AttriVAE,
+    image: Tensor,
+    axis: int,
+    codes: Sequence[float],
+    direction: npt.ArrayLike | None = None,
+) -> Tensor:
+    """Decode posterior means with an axis at each of V codes: (B, V, C, *S).
+
+    Args:
+        network: an `AttriVAE`.
+        image: shape (B, C, *S).
+        axis: the latent axis.
+        codes: where it is moved to.
+        direction: how all axes change per unit of it, see `Readout.direction`; None: no other does.
+    """
     with torch.no_grad(), evaluating(network):
         mean = network.encode(image)[0]
-        return torch.stack([network.decode(_moved(mean, axis, code)) for code in codes], 1)
+        moved = [_moved(mean, axis, code, direction) for code in codes]
+        return torch.stack([network.decode(code) for code in moved], 1)
 
 
 def interpolate(network: AttriVAE, first: Tensor, second: Tensor, steps: int = 9) -> Tensor:
@@ -107,7 +137,11 @@ def replace_axes(
 
 
 def there_and_back(
-    network: AttriVAE, image: Tensor, axis: int, codes: Tensor
+    network: AttriVAE,
+    image: Tensor,
+    axis: int,
+    codes: Tensor,
+    direction: npt.ArrayLike | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Move an axis, decode, encode what was decoded, set the axis back and decode again.
 
@@ -116,6 +150,7 @@ def there_and_back(
         image: shape (B, C, *S).
         axis: the latent axis.
         codes: where each image's axis is moved to, shape (B,).
+        direction: how all axes change per unit of it, both ways; None: no other does.
 
     Returns:
         The reconstructions, the images with the axis moved and those with it moved back, each
@@ -123,8 +158,8 @@ def there_and_back(
     """
     with torch.no_grad(), evaluating(network):
         start = network.encode(image)[0]
-        there = network.decode(_moved(start, axis, codes))
-        back = _moved(network.encode(there)[0], axis, start[:, axis])
+        there = network.decode(_moved(start, axis, codes, direction))
+        back = _moved(network.encode(there)[0], axis, start[:, axis], direction)
         return network.decode(start), there, network.decode(back)
 
 
@@ -136,6 +171,7 @@ class TraversalInferer:
         values: by attribute, in its own units; None, or an attribute left out: five values over
             the range of nine in ten training subjects, so that none is extrapolated.
         traversals: whether every attribute is traversed; else only what follows is decoded.
+        follow: of `traverse`.
         interpolate_to: id of a subject that all others are interpolated to, in five steps.
         replace: `{"attributes": [...], "donor": id}`: axes that are taken from the donor, in one
             image.
@@ -154,11 +190,12 @@ class TraversalInferer:
         readout: Readout,
         values: Mapping[str, Sequence[float]] | None = None,
         traversals: bool = True,
+        follow: float = 0.0,
         interpolate_to: str | None = None,
         replace: Mapping[str, Any] | None = None,
         find: Callable[[str], Tensor] | None = None,
     ) -> None:
-        self.readout = readout
+        self.readout, self.follow = readout, follow
         names = readout.scaler.names
         for name in values or {}:
             axis_of(name, names)
@@ -193,7 +230,7 @@ class TraversalInferer:
         self._series.append(series)
 
     def _traverse(self, network: AttriVAE, images: Tensor, axis: int, name: str) -> Tensor:
-        return traverse(network, images, axis, self.values[name], self.readout)
+        return traverse(network, images, axis, self.values[name], self.readout, self.follow)
 
     def _interpolate(self, network: AttriVAE, images: Tensor) -> Tensor:
         return interpolate(network, images, self._end.to(images).expand_as(images), 5)
@@ -246,7 +283,11 @@ def _target(
     return axis, [float(code) for code in codes]
 
 
-def _moved(codes: Tensor, axis: int, value: float | Tensor) -> Tensor:
-    codes = codes.clone()
-    codes[:, axis] = value
-    return codes
+def _moved(
+    codes: Tensor, axis: int, value: float | Tensor, direction: npt.ArrayLike | None = None
+) -> Tensor:
+    moved = codes.clone()
+    if direction is not None:
+        moved += (value - codes[:, axis])[:, None] * codes.new_tensor(np.asarray(direction))
+    moved[:, axis] = value
+    return moved

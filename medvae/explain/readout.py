@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from medvae.data import AttributeScaler, CohortError, write_text
 from medvae.explain.curve import MonotoneCurve
+from medvae.losses.control import companions
 
 Array = npt.NDArray[np.float64]
 
@@ -25,6 +27,8 @@ class Readout:
         curves: from codes to the scaled attribute, one for each.
         span: scaled attributes that 5 and 95 % of the training subjects lie below, shape (2, K);
             None: 1.64 standard deviations around the mean, where they would be normal.
+        companions: by how much the tied axis of each attribute (column) changes in the training
+            subjects per unit of another's (row), shape (K, K); None: nothing follows.
     """
 
     def __init__(
@@ -33,12 +37,15 @@ class Readout:
         axes: Sequence[int],
         curves: Sequence[MonotoneCurve],
         span: npt.ArrayLike | None = None,
+        companions: npt.ArrayLike | None = None,
     ) -> None:
         self.scaler = scaler
         self.axes = tuple(int(a) for a in axes)
         self.curves = list(curves)
         usual = np.array([[-1.64], [1.64]]).repeat(len(self.axes), 1)
         self.span: Array = usual if span is None else np.asarray(span, dtype=np.float64)
+        alone = np.eye(len(self.axes)) if companions is None else companions
+        self.companions: Array = np.asarray(alone, dtype=np.float64)
 
     @classmethod
     def fit(
@@ -72,7 +79,23 @@ class Readout:
                 )
             curves.append(MonotoneCurve.fit(codes[known, axis], column[known]))
         span = np.nanquantile(scaled, [0.05, 0.95], axis=0)
-        return cls(scaler, list(axes), curves, span)
+        follows = companions(torch.from_numpy(codes[:, list(axes)])).numpy()
+        return cls(scaler, list(axes), curves, span, follows)
+
+    def direction(self, axis: int, dimensions: int, follow: float = 0.0) -> Array:
+        """Return how codes (D,) change per unit of a tied axis.
+
+        Args:
+            axis: the latent axis that is moved.
+            dimensions: D.
+            follow: the share of what goes together in the training subjects by which the other
+                tied axes move along; 0: none does.
+        """
+        found = np.zeros(dimensions)
+        if follow:
+            found[list(self.axes)] = follow * self.companions[self.axes.index(axis)]
+        found[axis] = 1.0
+        return found
 
     def attributes(self, codes: npt.ArrayLike) -> Array:
         """Return attributes in their own units, shape (N, K), for codes of shape (N, D)."""
@@ -96,6 +119,7 @@ class Readout:
             "axes": list(self.axes),
             "curves": [{k: v.tolist() for k, v in c._asdict().items()} for c in self.curves],
             "span": self.span.tolist(),
+            "companions": self.companions.tolist(),
         }
         write_text(path, json.dumps(state, indent=1) + "\n")
 
@@ -109,7 +133,8 @@ class Readout:
         try:
             state = json.loads(Path(path).read_text())
             scaler = AttributeScaler.from_state_dict(state["scaler"])
-            return cls(scaler, state["axes"], _curves(state), state.get("span"))
+            found = _curves(state), state.get("span"), state.get("companions")
+            return cls(scaler, state["axes"], *found)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CohortError(
                 f"The readout '{path}' cannot be read ({type(error).__name__}); "

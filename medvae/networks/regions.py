@@ -76,6 +76,7 @@ class RegionBranch(nn.Module):
             ConvBlock(spatial_dims, in_channels, 8, kernel_size=1, norm=None, act=act),
             pointwise(8, regions, kernel_size=1),
         )
+        self.found = nn.Identity()  # a layer with a name, for attribute maps
         self.mode = "bilinear" if spatial_dims == 2 else "trilinear"
 
     def forward(self, image: Tensor, features: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -95,7 +96,7 @@ class RegionBranch(nn.Module):
         found = self.fine(found)
         logits = F.interpolate(self.logits(found), size=image.shape[2:], mode=self.mode)
         # tissues differ by a tenth of the window; normalised, a voxel would depend on its batch
-        return logits + self.intensity(10 * image), found
+        return self.found(logits + self.intensity(10 * image)), found
 
 
 class RegionStatistics(nn.Module):

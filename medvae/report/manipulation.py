@@ -17,8 +17,9 @@ from medvae.attributes import feature_names
 from medvae.data import Cohort, CohortError, check_overwrite, write_text
 from medvae.data.measured import MaskLabels
 from medvae.engines import PrepareAttributes
-from medvae.explain import Instrument, Readout, traverse
+from medvae.explain import Instrument, Readout
 from medvae.explain.instrument import measurable
+from medvae.explain.manipulation import decode_along
 from medvae.explain.readout import best_axis
 from medvae.metrics import Agreement, agreement, manipulation_report, real_range
 from medvae.metrics.intervals import json_number
@@ -64,6 +65,8 @@ class ManipulationEvaluation:
             instrument, for inference.
         reach: how far axes are moved at most when calibrated, in standard deviations of the
             training subjects' codes.
+        follow: share of what goes together in the training subjects by which the other attributes'
+            axes move along; see `medvae.explain.traverse`.
         tied: axis k belongs to attribute k; False takes the best correlated axis of each.
         sweep_steps: values asked for, over the range of nine in ten training subjects.
         subjects_scored: how many subjects of the split; None: all.
@@ -97,6 +100,7 @@ class ManipulationEvaluation:
         instrument_steps: int = 1000,
         calibrated: bool = False,
         reach: float = 6.0,
+        follow: float = 0.0,
         tied: bool = True,
         sweep_steps: int = 7,
         subjects_scored: int | None = None,
@@ -133,7 +137,7 @@ class ManipulationEvaluation:
             device,
             seed,
         )
-        self.remeasured = Remeasured(network, self.instrument, progress)
+        self.remeasured = Remeasured(network, self.instrument, progress, follow)
 
     def run(self) -> dict[str, Any]:
         """Evaluate, write everything and return what manipulation.json holds."""
@@ -165,9 +169,7 @@ class ManipulationEvaluation:
             readout.save(self.instrument_path.with_name("traversal.json"))
         codes = self._codes(readout, asked)
         sweeps = [
-            self._sweep(
-                readout.axes[column], codes[:, column], images[scored], labelmaps[scored], k
-            )
+            self._sweep(readout, codes[:, column], images[scored], labelmaps[scored], k)
             for k, column in enumerate(self._columns)
         ]
         result = self._report(np.array([sweep.measured for sweep in sweeps]), training, scored)
@@ -234,12 +236,12 @@ class ManipulationEvaluation:
         return codes
 
     def _sweep(
-        self, axis: int, codes: Array, images: Tensor, labelmaps: npt.NDArray[Any], k: int
+        self, readout: Readout, codes: Array, images: Tensor, labelmaps: npt.NDArray[Any], k: int
     ) -> Sweep:
         """Move the k-th measured attribute; NaN throughout where its axis reads nothing."""
         if np.isfinite(codes).all():
-            name = self.instrument.names[k]
-            return self.remeasured.sweep(axis, codes, images, name, labelmaps)
+            name, axis = self.instrument.names[k], readout.axes[self._columns[k]]
+            return self.remeasured.sweep(readout, axis, codes, images, name, labelmaps)
         shape = (len(images), len(codes), len(self.measured))
         return Sweep(np.full(shape, np.nan), *np.full((3, len(images)), np.nan))
 
@@ -252,6 +254,7 @@ class ManipulationEvaluation:
             "subjects": len(scored),
             "sweep_steps": self.sweep_steps,
             "calibrated": self.calibrated,
+            "follow": self.remeasured.follow,
             "not_measurable": [n for n in self.cohort.attribute_names if n not in names],
             **manipulation_report(
                 measured, training, names, patients, self.n_resamples, seed=self.seed
@@ -278,7 +281,8 @@ class ManipulationEvaluation:
             entry, axis = result["attributes"][name], readout.axes[column]
             if None not in entry["codes"]:
                 values[name], one = entry["asked"], images[[row]].to(self.device)
-                decoded = traverse(self.network, one, axis, entry["codes"])
+                along = readout.direction(axis, self.network.latent_dim, self.remeasured.follow)
+                decoded = decode_along(self.network, one, axis, entry["codes"], along)
                 volumes[name] = decoded[0, :, 0].cpu().numpy()
         if volumes:
             spacing = self.instrument.spacing_mm

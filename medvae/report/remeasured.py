@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medvae.engines import train_segmentation
-from medvae.explain import Instrument, MonotoneCurve, Readout, there_and_back, traverse
+from medvae.explain import Instrument, MonotoneCurve, Readout, there_and_back
+from medvae.explain.manipulation import decode_along
 from medvae.metrics import change_outside, return_error
 from medvae.networks import AttriVAE
 
@@ -24,7 +25,7 @@ __all__ = ["Remeasured", "Sweep", "ready_instrument", "rendered_readout"]
 Array = npt.NDArray[np.float64]
 BATCH = 16  # subjects that are decoded at once
 CALIBRATED_ON = 32  # training subjects
-CALIBRATION_STEPS = 9
+CALIBRATION_STEPS = 13
 
 
 class Sweep(NamedTuple):
@@ -85,10 +86,18 @@ class Remeasured:
         network: an `AttriVAE`.
         instrument: trained.
         progress: show bars.
+        follow: share of what goes together by which the other tied axes move along.
     """
 
-    def __init__(self, network: AttriVAE, instrument: Instrument, progress: bool = True) -> None:
-        self.network, self.instrument, self.progress = network, instrument, progress
+    def __init__(
+        self,
+        network: AttriVAE,
+        instrument: Instrument,
+        progress: bool = True,
+        follow: float = 0.0,
+    ) -> None:
+        self.network, self.instrument = network, instrument
+        self.progress, self.follow = progress, follow
 
     def measure(self, images: Tensor, labelmaps: npt.NDArray[Any] | None = None) -> Array:
         """Return attributes (N, K) of images (N, C, *S), within label maps or as segmented."""
@@ -99,24 +108,32 @@ class Remeasured:
         return np.concatenate(parts)
 
     def sweep(
-        self, axis: int, codes: Array, images: Tensor, name: str, labelmaps: npt.NDArray[Any]
+        self,
+        readout: Readout,
+        axis: int,
+        codes: Array,
+        images: Tensor,
+        name: str,
+        labelmaps: npt.NDArray[Any],
     ) -> Sweep:
         """Move an axis of images (N, C, *S) through V codes.
 
         Args:
+            readout: says which axes go together.
             axis: the latent axis.
             codes: shape (V,), from one end to the other.
             images: shape (N, C, *S).
             name: the measured attribute whose structure the change should lie in.
             labelmaps: the images' own, (N, *S); a voxel around the structure counts as inside.
         """
-        parts = []
+        parts, along = [], readout.direction(axis, self.network.latent_dim, self.follow)
         for rows in self._batches(len(images), f"moving {name}"):
             batch = images[rows].to(self.instrument.device)
-            decoded = traverse(self.network, batch, axis, [float(c) for c in codes]).cpu()
+            decoded = decode_along(self.network, batch, axis, list(codes), along).cpu()
             region = self.instrument.region(name, labelmaps[rows])
             around = ndimage.binary_dilation(region, np.ones((1, *(3,) * (region.ndim - 1))))
-            trip = there_and_back(self.network, batch, axis, self._farther(batch, axis, codes))
+            end = self._farther(batch, axis, codes)
+            trip = there_and_back(self.network, batch, axis, end, along)
             parts.append(
                 (
                     self.instrument.measure(decoded.flatten(0, 1)).reshape(*decoded.shape[:2], -1),
@@ -126,24 +143,31 @@ class Remeasured:
             )
         return Sweep(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def rendered(self, axis: int, reach: Sequence[float], images: Tensor, name: str) -> Array:
-        """Return codes and what the decoder renders at them, (M, 2), without what is not measured.
+    def rendered(
+        self, readout: Readout, axis: int, reach: Sequence[float], images: Tensor, name: str
+    ) -> tuple[Array, Array]:
+        """Return codes (V,) and the mean of what the decoder renders at them, without unmeasured.
 
         Args:
+            readout: says which axes go together.
             axis: the latent axis.
             reach: its lowest and highest code.
             images: training subjects, shape (N, C, *S).
             name: the measured attribute.
         """
         codes = np.linspace(reach[0], reach[1], CALIBRATION_STEPS)
+        along = readout.direction(axis, self.network.latent_dim, self.follow)
         column, parts = self.instrument.names.index(name), []
         for rows in self._batches(len(images), f"calibrating {name}"):
             batch = images[rows].to(self.instrument.device)
-            decoded = traverse(self.network, batch, axis, [float(c) for c in codes])
+            decoded = decode_along(self.network, batch, axis, list(codes), along)
             values = self.instrument.measure(decoded.flatten(0, 1))[:, column]
-            parts.append(np.stack([np.tile(codes, len(batch)), values], 1))
+            parts.append(values.reshape(len(batch), -1))
         table = np.concatenate(parts)
-        return np.asarray(table[np.isfinite(table[:, 1])])
+        known = np.isfinite(table)
+        some = known.any(axis=0)
+        means = np.where(known, table, 0.0).sum(0)[some] / known.sum(0)[some]
+        return codes[some], means
 
     def _farther(self, images: Tensor, axis: int, codes: Array) -> Tensor:
         """Return for each image the end of the sweep that is farther from its own code."""
@@ -172,7 +196,8 @@ def rendered_readout(
 
     The table's attribute may have been measured elsewhere and in another unit than the instrument's
     (on the subject's own grid, in native intensities), so the real range of the one is laid upon
-    that of the other.
+    that of the other. A curve says what is rendered on average over subjects, so that sweeps of
+    single subjects scatter around what was asked for.
 
     Args:
         remeasured: measures what is decoded.
@@ -193,14 +218,16 @@ def rendered_readout(
         axis = readout.axes[column]
         centre, sd = codes[:, axis].mean(), codes[:, axis].std()
         ends = (centre - reach * sd, centre + reach * sd)
-        points = remeasured.rendered(axis, ends, images[some], feature)
-        if len(points) < 2 or sd == 0:
+        if sd == 0:
+            continue
+        points, means = remeasured.rendered(readout, axis, ends, images[some], feature)
+        if len(points) < 2 or np.ptp(means) == 0:
             continue
         log = np.log if name in scaler.log else np.asarray
         low, high = log(ranges[feature])
-        shares = (log(points[:, 1]) - low) / (high - low)
+        shares = (log(means) - low) / (high - low)
         scaled = span[0, column] + shares * (span[1, column] - span[0, column])
-        curve = MonotoneCurve.fit(points[:, 0], scaled)
+        curve = MonotoneCurve.through(points, scaled)
         curves[column] = curve
         span[:, column] = span[:, column].clip(curve.values.min(), curve.values.max())
-    return Readout(scaler, readout.axes, curves, span)
+    return Readout(scaler, readout.axes, curves, span, readout.companions)

@@ -2,9 +2,9 @@
 
     python -m monai.bundle run training --bundle_root RUN \\
         --config_file bundles/attri_vae/configs/train.yaml
-    python tests/benchmarks/map_truth.py RUN [RUN ...]
+    python tests/benchmarks/map_truth.py RUN [RUN ...] [--overlay configs/datasets/acdc.yaml]
 
-For every method and layer, over the test subjects of each run (say, one run per seed; numbers
+With a cohort's overlay the masks of its images say where the structures are. For every method and layer, over the test subjects of each run (say, one run per seed; numbers
 are means over runs, ± half their range):
 
 - localisation: the map's mass on the structure that the attribute is about, in multiples of an
@@ -44,10 +44,12 @@ Options = dict[str, dict[str, object]]
 Subjects = tuple[Tensor, Tensor]  # images (B, C, *S), structures of the attributes (B, K, *S)
 
 
-def load(run: Path, settings: list[str]) -> tuple[AttriVAE, Callable[[str], Subjects], list[str]]:
+def load(
+    run: Path, overlay: str | None, settings: list[str]
+) -> tuple[AttriVAE, Callable[[str], Subjects], list[str]]:
     """Return a run's network, its subjects by their split, and its attributes."""
     parser = ConfigParser()
-    parser.read_config([str(TRAIN)])
+    parser.read_config([str(TRAIN), *([overlay] if overlay else [])])
     parser["bundle_root"] = str(run)
     for entry in settings:
         key, value = entry.split("=", 1)
@@ -60,13 +62,14 @@ def load(run: Path, settings: list[str]) -> tuple[AttriVAE, Callable[[str], Subj
     cohort, prepare = (parser.get_parsed_content(k) for k in ("cohort", "preprocessing"))
     names = list(cohort.attribute_names)
     labels = parser.get_parsed_content("mask_labels")
-    wanted = [labels[STRUCTURES.get(n, n.split("_")[0])] for n in names]
+    wanted = [labels[STRUCTURES.get(n, n.split("_")[0])] if labels else None for n in names]
 
     def subjects(split: str) -> Subjects:
         items = [prepare(item) for item in cohort.datalist(split)]
         images = torch.stack([torch.as_tensor(i["image"]).as_subclass(Tensor) for i in items])
         masks = torch.stack([torch.as_tensor(i["mask"]).as_subclass(Tensor)[0] for i in items])
-        return images, torch.stack([masks == value for value in wanted], 1)
+        parts = [masks != 0 if value is None else masks == value for value in wanted]
+        return images, torch.stack(parts, 1)
 
     return network.eval(), subjects, names
 
@@ -109,6 +112,9 @@ def candidates(network: AttriVAE, size: int) -> Options:
     }
     best = f"layer_integrated_gradients, {layers[1]}"
     options[f"{best}, guided"] = options[best] | {"upsample": "guided"}
+    if network.branch is not None:
+        for method in ("gradcam", "hirescam", "layer_integrated_gradients"):
+            options[f"{method}, branch.found"] = {"method": method, "layer": "branch.found"}
     options["integrated gradients"] = {"method": "integrated_gradients", "steps": 16}
     options["occlusion"] = {"method": "occlusion", "patch_size": size // 5}
     return options
@@ -150,11 +156,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--subjects", type=int, default=32, help="of each split, at most")
+    parser.add_argument("--overlay", help="of the cohort, as in configs/datasets")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the config")
     arguments = parser.parse_args()
     val, test = [], []
     for seed, run in enumerate(arguments.runs):
-        network, subjects, names = load(run, arguments.set)
+        network, subjects, names = load(run, arguments.overlay, arguments.set)
         other = randomised(deepcopy(network), seed)
         for split, kept in (("val", val), ("test", test)):
             images, structures = (part[: arguments.subjects] for part in subjects(split))
