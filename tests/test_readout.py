@@ -110,7 +110,8 @@ def test_readout_in_its_file_and_as_it_was_written_before(tmp_path) -> None:
     )
 
     state = json.loads((tmp_path / "readout.json").read_text())
-    del state["curves"], state["span"], state["companions"]
+    for key in ("curves", "span", "companions", "nonnegative"):
+        del state[key]
     state |= {"slope": [2.0, 0.0], "intercept": [0.5, 1.0]}
     (tmp_path / "old.json").write_text(json.dumps(state))
     old = Readout.load(tmp_path / "old.json")
@@ -131,3 +132,15 @@ def test_a_curve_through_points_is_monotone_and_keeps_what_is(sign: int) -> None
     np.testing.assert_allclose(curve(codes), pooled, atol=2e-3)  # of scikit-learn's isotonic, too
     asked = np.linspace(-0.95, 0.95, 20)
     np.testing.assert_allclose(curve(curve.inverse(asked)), asked, atol=1e-9)
+
+
+def test_what_is_never_negative_is_not_read_as_negative() -> None:
+    rng = np.random.default_rng(4)
+    codes = rng.normal(size=(100, 2))
+    table = pd.DataFrame({"volume": 3 + codes[:, 0], "shift": codes[:, 1]})
+    table["volume"] = table["volume"].clip(lower=0.1)
+    fitted = Readout.fit(AttributeScaler(list(table)).fit(table), codes, table.to_numpy())
+    read = fitted.attributes([[-9.0, -9.0], [1.0, 1.0]])
+    assert read[0, 0] == 0.0
+    assert read[0, 1] < -5
+    np.testing.assert_allclose(read[1], [4.0, 1.0], atol=0.1)

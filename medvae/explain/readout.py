@@ -29,6 +29,8 @@ class Readout:
             None: 1.64 standard deviations around the mean, where they would be normal.
         companions: by how much the tied axis of each attribute (column) changes in the training
             subjects per unit of another's (row), shape (K, K); None: nothing follows.
+        nonnegative: of each attribute, whether it is read as 0 where the curve falls below, as of a
+            volume; None: none is.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Readout:
         curves: Sequence[MonotoneCurve],
         span: npt.ArrayLike | None = None,
         companions: npt.ArrayLike | None = None,
+        nonnegative: Sequence[bool] | None = None,
     ) -> None:
         self.scaler = scaler
         self.axes = tuple(int(a) for a in axes)
@@ -46,6 +49,7 @@ class Readout:
         self.span: Array = usual if span is None else np.asarray(span, dtype=np.float64)
         alone = np.eye(len(self.axes)) if companions is None else companions
         self.companions: Array = np.asarray(alone, dtype=np.float64)
+        self.nonnegative = tuple(nonnegative or [False] * len(self.axes))
 
     @classmethod
     def fit(
@@ -57,6 +61,8 @@ class Readout:
     ) -> Readout:
         """Fit by least squares; rows whose attribute is missing (NaN) are left out of its curve.
 
+        What is never negative here is not read as negative later.
+
         Args:
             scaler: of the attributes.
             codes: shape (N, D).
@@ -67,7 +73,8 @@ class Readout:
             ValueError: if an attribute has fewer than two known values.
         """
         codes = np.asarray(codes, dtype=np.float64)
-        scaled = np.asarray(scaler.transform(np.asarray(attributes, dtype=np.float64)))
+        attributes = np.asarray(attributes, dtype=np.float64)
+        scaled = np.asarray(scaler.transform(attributes))
         axes = range(len(scaler.names)) if axes is None else axes
         curves = []
         for name, axis, column in zip(scaler.names, axes, scaled.T, strict=True):
@@ -80,7 +87,8 @@ class Readout:
             curves.append(MonotoneCurve.fit(codes[known, axis], column[known]))
         span = np.nanquantile(scaled, [0.05, 0.95], axis=0)
         follows = companions(torch.from_numpy(codes[:, list(axes)])).numpy()
-        return cls(scaler, list(axes), curves, span, follows)
+        nonnegative = [bool(lowest >= 0) for lowest in np.nanmin(attributes, axis=0)]
+        return cls(scaler, list(axes), curves, span, follows, nonnegative)
 
     def direction(self, axis: int, dimensions: int, follow: float = 0.0) -> Array:
         """Return how codes (D,) change per unit of a tied axis.
@@ -101,7 +109,8 @@ class Readout:
         """Return attributes in their own units, shape (N, K), for codes of shape (N, D)."""
         tied = np.asarray(codes, dtype=np.float64)[:, list(self.axes)]
         scaled = [curve(column) for curve, column in zip(self.curves, tied.T, strict=True)]
-        return np.asarray(self.scaler.inverse(np.array(scaled).T.reshape(tied.shape)))
+        found = np.asarray(self.scaler.inverse(np.array(scaled).T.reshape(tied.shape)))
+        return np.where(self.nonnegative, np.maximum(found, 0.0), found)
 
     def codes(self, attributes: npt.ArrayLike) -> Array:
         """Return codes of the tied axes, shape (N, K), for attributes in their own units.
@@ -120,6 +129,7 @@ class Readout:
             "curves": [{k: v.tolist() for k, v in c._asdict().items()} for c in self.curves],
             "span": self.span.tolist(),
             "companions": self.companions.tolist(),
+            "nonnegative": list(self.nonnegative),
         }
         write_text(path, json.dumps(state, indent=1) + "\n")
 
@@ -133,8 +143,8 @@ class Readout:
         try:
             state = json.loads(Path(path).read_text())
             scaler = AttributeScaler.from_state_dict(state["scaler"])
-            found = _curves(state), state.get("span"), state.get("companions")
-            return cls(scaler, state["axes"], *found)
+            later = (state.get(key) for key in ("span", "companions", "nonnegative"))
+            return cls(scaler, state["axes"], _curves(state), *later)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CohortError(
                 f"The readout '{path}' cannot be read ({type(error).__name__}); "

@@ -230,4 +230,4 @@ def rendered_readout(
         curve = MonotoneCurve.through(points, scaled)
         curves[column] = curve
         span[:, column] = span[:, column].clip(curve.values.min(), curve.values.max())
-    return Readout(scaler, readout.axes, curves, span, readout.companions)
+    return Readout(scaler, readout.axes, curves, span, readout.companions, readout.nonnegative)
