@@ -5,16 +5,12 @@ import pytest
 import torch
 
 from medvae.engines import PrepareAttributes
+from medvae.explain import attribute_maps
 from medvae.losses.objective import region_loss
 from medvae.networks import AttriVAE, AttriVAEReconstruction
 from medvae.networks.regions import RegionStatistics
 
 SIZES = {2: (8, 12), 3: (8, 6, 4)}
-
-
-def logits_of(mask):
-    """Logits of which mask and occupancies are the same to float32."""
-    return torch.where(torch.as_tensor(mask), 40.0, -40.0)
 
 
 def network(spatial_dims, **options):
@@ -47,7 +43,7 @@ def test_statistics_are_numpys_moments_of_a_region(spatial_dims, spacing):
     feature = rng.random([n // 2 for n in size])
     step = np.ones(spatial_dims) if spacing is None else np.array(spacing[:spatial_dims])
     found = RegionStatistics(size, None if spacing is None else step.tolist())(
-        logits_of(mask)[None, None],
+        torch.as_tensor(mask, dtype=torch.float32)[None, None],
         torch.as_tensor(image, dtype=torch.float32)[None, None],
         torch.as_tensor(feature, dtype=torch.float32)[None, None],
     )[0].double()
@@ -75,7 +71,7 @@ def test_surface_of_a_ball_is_that_of_geometry():
     x = torch.stack(torch.meshgrid(*[torch.arange(32.0) - 15.5] * 3, indexing="ij"))
     for radius in (6.0, 10.0):
         ball = (4 / 3 * (radius - x.square().sum(0).sqrt()))[None, None]
-        found = RegionStatistics((32, 32, 32))(ball, ball, x[None])
+        found = RegionStatistics((32, 32, 32))(ball.sigmoid(), ball, x[None])
         assert found[0, -1].expm1().item() == pytest.approx(4 * np.pi * radius**2, rel=0.03)
 
 
@@ -102,7 +98,7 @@ def test_a_region_that_is_not_there_gives_finite_numbers_and_gradients(spatial_d
     size = [8] * spatial_dims
     logits = torch.full((1, 2, *size), -200.0, requires_grad=True)
     image = torch.rand(1, 1, *size)
-    found = RegionStatistics(size)(logits, image, image)
+    found = RegionStatistics(size)(logits.sigmoid(), image, image)
     found.sum().backward()
     assert not found.view(2, -1)[:, : -spatial_dims - 1].any()
     assert found.isfinite().all()
@@ -113,7 +109,7 @@ def test_a_faint_background_counts_as_volume_but_does_not_bend_the_shape():
     """A probability of 0.002 at 16384 voxels is 33 voxels, and would round off a small rod."""
     logits = torch.full((1, 1, 32, 32, 16), -6.2)
     logits[:, :, 12:20, 15:17, 7:9] = 6.2
-    found = RegionStatistics((32, 32, 16))(logits, logits, logits)[0]
+    found = RegionStatistics((32, 32, 16))(logits.sigmoid(), logits, logits)[0]
     assert found[1].expm1().item() == pytest.approx(32 + 33, rel=0.03)
     voxel = (2 / 32) ** 2 / 12
     ratio = (found[-4] - found[-2]).exp()
@@ -121,11 +117,29 @@ def test_a_faint_background_counts_as_volume_but_does_not_bend_the_shape():
 
 
 def test_statistics_keep_single_precision_under_autocast():
-    logits, image = torch.randn(2, 1, 16, 16), torch.rand(2, 1, 16, 16)
+    share, image = torch.rand(2, 1, 16, 16), torch.rand(2, 1, 16, 16)
     statistics = RegionStatistics((16, 16))
     with torch.autocast("cpu", torch.bfloat16):
-        half = statistics(logits, image, image)
-    assert torch.equal(half, statistics(logits, image, image))
+        half = statistics(share, image, image)
+    assert torch.equal(half, statistics(share, image, image))
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_maps_at_the_occupancies_lie_on_the_voxels_that_regions_take(spatial_dims):
+    """By the gradient of what comes after: the map of a linear reading is what each voxel adds."""
+    vae = network(spatial_dims).eval()
+    image = image_of(vae)
+    maps = attribute_maps(vae, image, [0], "branch.occupancy", "hirescam", signed=True)
+    assert maps.shape == (len(image), 1, *image.shape[2:])
+    share = vae.find_regions(image).detach().requires_grad_()
+    with torch.no_grad():
+        features = image
+        layers = [features := block(features) for block in vae.encoder]
+        details = vae.branch(image, layers)[1]
+    read = vae.tied_mean(vae.statistics(share, image, details))[:, 0]
+    torch.testing.assert_close(read, vae.encode(image)[0][:, 0])
+    (gradient,) = torch.autograd.grad(read.sum(), share)
+    torch.testing.assert_close(maps[:, 0], (gradient * share).sum(1))
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])

@@ -194,7 +194,8 @@ class AttriVAE(nn.Module):
         logits, details = self.branch(image, layers)
         # the masks alone teach where a structure is: what serves an attribute may lie elsewhere
         found = logits.detach() if self.training else logits
-        statistics = self.statistics(found, image, details)
+        share = self.branch.occupancy(found.float())
+        statistics = self.statistics(share, image, details)
         return torch.cat([self.tied_mean(statistics), mean], 1), log_var, logits
 
     def decode(self, z: Tensor) -> Tensor:

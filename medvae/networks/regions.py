@@ -76,7 +76,7 @@ class RegionBranch(nn.Module):
             ConvBlock(spatial_dims, in_channels, 8, kernel_size=1, norm=None, act=act),
             pointwise(8, regions, kernel_size=1),
         )
-        self.found = nn.Identity()  # a layer with a name, for attribute maps
+        self.occupancy = nn.Sigmoid()  # of the logits; a layer with a name, for attribute maps
         self.mode = "bilinear" if spatial_dims == 2 else "trilinear"
 
     def forward(self, image: Tensor, features: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -96,7 +96,7 @@ class RegionBranch(nn.Module):
         found = self.fine(found)
         logits = F.interpolate(self.logits(found), size=image.shape[2:], mode=self.mode)
         # tissues differ by a tenth of the window; normalised, a voxel would depend on its batch
-        return self.found(logits + self.intensity(10 * image)), found
+        return logits + self.intensity(10 * image), found
 
 
 class RegionStatistics(nn.Module):
@@ -105,13 +105,14 @@ class RegionStatistics(nn.Module):
     With occupancy :math:`p` at the N voxels, :math:`v=\sum p` and
     :math:`\langle g\rangle=\sum p\,g/(v+0.1)`: the share :math:`v/N` and :math:`\log(1+v)`; the
     mean and the variance of the image's channels; the mean of the features. These are expectations
-    where p is a probability. The rest is of an occupancy of three times the logit, because a
-    background of 0.001 per voxel outweighs a small structure's second moments: the mean and the
-    covariance :math:`\Sigma` of the position, in units of half the grid's longest side; the
-    logarithms of the eigenvalues of :math:`\Sigma` plus that of a voxel, in descending order, which
-    neither turn nor mirror image changes: axis lengths, elongation and flatness are functions
-    of them; :math:`\log(1+A)` of the surface :math:`A=\sum|\nabla p|`, the total variation of the
-    occupancy, in voxels of the shortest side: sphericity is a function of A and v.
+    where p is a probability. The rest is of an occupancy of three times the logit,
+    :math:`p^3/(p^3+(1-p)^3)`, because a background of 0.001 per voxel outweighs a small structure's
+    second moments: the mean and the covariance :math:`\Sigma` of the position, in units of half the
+    grid's longest side; the logarithms of the eigenvalues of :math:`\Sigma` plus that of a voxel,
+    in descending order, which neither turn nor mirror image changes: axis lengths, elongation and
+    flatness are functions of them; :math:`\log(1+A)` of the surface :math:`A=\sum|\nabla p|`, the
+    total variation of the occupancy, in voxels of the shortest side: sphericity is a function of A
+    and v.
 
     Args:
         image_size: spatial size of the grid.
@@ -140,19 +141,20 @@ class RegionStatistics(nn.Module):
         """Return how many numbers there are for each region."""
         return 3 + 2 * image_channels + channels + 2 * self.dims + len(self.pairs)
 
-    def forward(self, logits: Tensor, image: Tensor, features: Tensor) -> Tensor:
+    def forward(self, share: Tensor, image: Tensor, features: Tensor) -> Tensor:
         """Return the moments.
 
         Args:
-            logits: of the occupancies of R regions, shape (B, R, *S).
+            share: the occupancies of R regions, in [0, 1], shape (B, R, *S).
             image: shape (B, C, *S).
             features: shape (B, F, *S'), on that grid or a coarser one.
 
         Returns:
             Shape (B, R * count), in float32.
         """
-        image = image.float()
-        share, sharp = logits.float().sigmoid(), (3 * logits.float()).sigmoid()
+        image, share = image.float(), share.float()
+        inside, outside = share**3, (1 - share) ** 3
+        sharp = inside / (inside + outside)  # their sum is 1/4 at least
         total = share.flatten(2).sum(2, keepdim=True)
         values = torch.cat([image, image.square()], 1).flatten(2).transpose(1, 2)
         mean, square = (self._product(share.flatten(2), values) / (total + 0.1)).chunk(2, 2)

@@ -114,8 +114,8 @@ def candidates(network: AttriVAE, size: int) -> Options:
     best = f"layer_integrated_gradients, {layers[1]}"
     options[f"{best}, guided"] = options[best] | {"upsample": "guided"}
     if network.branch is not None:
-        for method in ("gradcam", "hirescam", "layer_integrated_gradients"):
-            options[f"{method}, branch.found"] = {"method": method, "layer": "branch.found"}
+        layer = "branch.occupancy"
+        options |= {f"{m}, {layer}": {"method": m, "layer": layer} for m in ("gradcam", "hirescam")}
     options["integrated gradients"] = {"method": "integrated_gradients", "steps": 16}
     options["occlusion"] = {"method": "occlusion", "patch_size": size // 5}
     return options

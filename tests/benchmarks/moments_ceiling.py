@@ -47,8 +47,9 @@ def statistics(parser: ConfigParser, split: str) -> tuple[np.ndarray, np.ndarray
         item = prepare(row)
         image, mask = (torch.as_tensor(np.asarray(item[k]))[None] for k in ("image", "mask"))
         regions = torch.cat([region_of(mask, values) for values in labels], 1)
-        logits = torch.where(regions, 40.0, -40.0)
-        found.append(measure(logits, image, image[:, :0]).view(regions.shape[1], -1).numpy())
+        found.append(
+            measure(regions.float(), image, image[:, :0]).view(regions.shape[1], -1).numpy()
+        )
         attributes.append([float(row[name]) for name in parser["attributes"]])
     return np.stack(found), np.array(attributes)
 
