@@ -345,7 +345,7 @@ def test_regions_from_training_to_inference(root3d, tmp_path, mask_labels):
         "mask_labels": mask_labels,
         "attributes": ["true_lv_intensity_mean"],
     }
-    overrides = training(root3d, **folders) | regions
+    overrides = training(root3d, **folders) | regions | {"seed": 3}  # not of inference
     run([CONFIGS / "train.yaml"], overrides)
     history = pd.read_csv(tmp_path / "e" / "history.csv")
     assert history["region"].iloc[1] < history["region"].iloc[0]
@@ -356,6 +356,7 @@ def test_regions_from_training_to_inference(root3d, tmp_path, mask_labels):
     run([CONFIGS / "inference.yaml"], overrides, "infer")
     table = pd.read_csv(tmp_path / "i" / "predictions.csv")
     assert np.isfinite(table["read_true_lv_intensity_mean"]).all()
+    assert len(list((tmp_path / "i").glob("*/*_map_true_lv_intensity_mean.nii.gz"))) == len(table)
     with pytest.raises(SystemExit, match="other settings"):
         run([CONFIGS / "inference.yaml"], overrides | {"regions": False}, "infer")
 

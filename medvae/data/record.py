@@ -80,7 +80,7 @@ def check_settings(path: str | Path, keys: Collection[str] | None = None) -> Non
     Args:
         path: the `run.json` of :func:`write_record`; a model without one passes.
         keys: what is compared; None: all values that both have, except components, which training
-            and inference build in ways of their own, and the batch size.
+            and inference build in ways of their own, the batch size and the seed.
 
     Raises:
         CohortError: a setting, such as the grid's spacing, differs from the training's.
@@ -90,7 +90,8 @@ def check_settings(path: str | Path, keys: Collection[str] | None = None) -> Non
     found = run_settings()
     expected = json.loads(Path(path).read_text(encoding="utf-8"))["settings"]
     if keys is None:
-        keys = [k for k in expected if k != "batch_size" and not _is_component(expected[k])]
+        free = ("batch_size", "seed")  # of inference: that of its samples from the prior
+        keys = [k for k in expected if k not in free and not _is_component(expected[k])]
         keys = [k for k in keys if not _is_component(found.get(k))]
     difference = settings_difference(found, {key: expected[key] for key in keys if key in expected})
     if difference:
