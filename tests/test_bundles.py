@@ -298,8 +298,9 @@ def test_manipulation_is_evaluated(trained, tmp_path):
     configs = [CONFIGS / "train.yaml", CONFIGS / "manipulation.yaml"]
     labels = {"rv": 1, "myocardium": 2, "lv": 3, "wall": [2]}
     overrides = training(root, spatial_dims, **quick, **folders, mask_labels=labels)
-    run(configs, overrides)
+    run(configs, overrides | {"calibrated": False, "follow": 0.0})
     result = json.loads((tmp_path / "e" / "manipulation.json").read_text())
+    assert result["follow"] == 0.0
     assert list(result["attributes"]) == ATTRIBUTES[spatial_dims]
     assert result["subjects"] == 4
     assert "Return error" in (tmp_path / "e" / "manipulation.md").read_text()
@@ -307,7 +308,10 @@ def test_manipulation_is_evaluated(trained, tmp_path):
         assert (tmp_path / "e" / plot).stat().st_size > 3000
     assert not (root / "models" / "traversal.json").exists()
     written = (root / "models" / "instrument.pt").stat().st_mtime_ns
-    run(configs, overrides | {"calibrated": True, "gif": True})
+    run(configs, overrides | {"gif": True})
+    result = json.loads((tmp_path / "e" / "manipulation.json").read_text())
+    assert result["calibrated"]
+    assert result["follow"] == 0.6
     assert (root / "models" / "instrument.pt").stat().st_mtime_ns == written
     assert (root / "models" / "traversal.json").exists()
     assert (tmp_path / "e" / "traversals.gif").exists()
