@@ -195,6 +195,10 @@ def test_half_the_attribute_on_another_axis_is_half_the_span_unless_calibrated(k
     before = evaluation(tmp_path, 0.5).run()["attributes"]["area"]
     assert before["control"]["value"] > 0.99
     assert before["span"]["value"] == pytest.approx(0.5, abs=0.12)
+    for follow in (0.5, 1.0):  # the other half is on age's axis, which goes with area's
+        also = evaluation(tmp_path, 0.5, follow=follow, overwrite=True).run()["attributes"]["area"]
+        assert also["span"]["value"] == pytest.approx(0.5 + 0.5 * follow, abs=0.12)
+    assert also["return_error"] < 0.1 < before["return_error"]
     trained = (tmp_path / "instrument.pt").stat().st_mtime_ns
     options = {"calibrated": True, "gif": True, "overwrite": True, "shown": "s3"}
     after = evaluation(tmp_path, 0.5, **options).run()

@@ -99,7 +99,7 @@ class ManipulationEvaluation:
         on_reconstructions: bool = True,
         instrument_steps: int = 1000,
         calibrated: bool = False,
-        reach: float = 6.0,
+        reach: float = 3.0,
         follow: float = 0.0,
         tied: bool = True,
         sweep_steps: int = 7,

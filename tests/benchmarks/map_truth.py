@@ -5,8 +5,7 @@
     python tests/benchmarks/map_truth.py RUN [RUN ...] [--overlay configs/datasets/acdc.yaml]
 
 With a cohort's overlay the masks of its images say where the structures are. For every method and
-layer, over the test subjects of each run (numbers are means over runs, ± half
-their range):
+layer, over the test subjects of each run (numbers are means over runs, ± half their range):
 
 - localisation: the map's mass on the structure that the attribute is about, in multiples of an
   even map's. "random weights" is the same network with every weight drawn again: maps that copy
