@@ -27,6 +27,8 @@ from medvae.metrics import (
     ssim,
 )
 from medvae.networks import AttriVAE, load_weights
+from medvae.report.examples import Examples, best_median_worst
+from medvae.report.page import write_report
 from medvae.report.plots import plot_codes, plot_curves, plot_reconstructions
 from medvae.report.tables import metrics_table
 
@@ -79,8 +81,9 @@ def predict(
 class Evaluation:
     """Metrics and plots of a trained model on the test split, each metric beside its chance level.
 
-    Writes `metrics.json`, `metrics.md`, `predictions.csv`, `curves.png`, `codes.png` and
-    `reconstructions.png` into the output folder, and `readout.json` beside the model.
+    Writes `metrics.json`, `metrics.md`, `predictions.csv`, `subjects.csv`, `curves.png`,
+    `codes.png`, `reconstructions.png` and at last `report.html` into the output folder, and
+    `readout.json` beside the model.
 
     Args:
         network: an `AttriVAE`.
@@ -100,6 +103,8 @@ class Evaluation:
         split: which subjects are scored.
         overwrite: replace results of an earlier evaluation.
         progress: show progress bars.
+        examples: writes the best, the median and the worst reconstructed subject for the report;
+            None writes none.
     """
 
     def __init__(
@@ -120,7 +125,9 @@ class Evaluation:
         split: str = "test",
         overwrite: bool = False,
         progress: bool = True,
+        examples: Examples | None = None,
     ) -> None:
+        self.examples = examples
         self.network = getattr(network, "module", network)  # under DDP
         self.cohort, self.data = cohort, data
         self.prepare_batch, self.device = prepare_batch, device
@@ -147,8 +154,12 @@ class Evaluation:
         write_text(self.output_dir / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         write_text(self.output_dir / "metrics.md", metrics_table(metrics))
         self._write_predictions(predictions, readout)
+        self._write_subjects()
         self._plot(predictions, metrics)
-        logger.info("Done: look at the plots and metrics.md in %s", self.output_dir.resolve())
+        self._show_examples(predictions, readout)
+        models = None if self.checkpoint is None else Path(self.checkpoint).parent
+        report = write_report(self.output_dir, models)
+        logger.info("Done: open %s", report.resolve())
         return metrics
 
     @property
@@ -256,6 +267,34 @@ class Evaluation:
                 table[f"probability_{value}"] = predictions.probabilities[:, c]
         write_text(self.output_dir / "predictions.csv", table.to_csv(index=False))
 
+    def _write_subjects(self) -> None:
+        """Write what is true of each subject, beside which the report shows the predictions."""
+        cohort = self.cohort
+        wanted = ("id", "split", cohort.patient, cohort.label, "image", *cohort.attribute_names)
+        names = [n for n in dict.fromkeys(wanted) if n is not None and n in cohort.subjects]
+        write_text(self.output_dir / "subjects.csv", cohort.subjects[names].to_csv(index=False))
+
+    def _show_examples(self, predictions: Predictions, readout: Readout) -> None:
+        if self.examples is None:
+            return
+        rows, scores = self._by_reconstruction(predictions)
+        ids = [str(name) for name in self.cohort.subjects["id"]]
+        reasons = best_median_worst([ids[row] for row in rows], scores)
+        images = {
+            name: torch.from_numpy(predictions.images[ids.index(name)]).to(self.device)
+            for name in reasons
+        }
+        folder = self.output_dir / "examples"
+        tied = readout if self.tied else None
+        self.examples.write(self.network, images, reasons, folder, tied)
+
+    def _by_reconstruction(self, predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+        """Return the scored rows from the best reconstructed to the worst, and their PSNR in dB."""
+        rows = np.flatnonzero(self._rows(self.split))
+        scores = psnr(predictions.reconstructions[rows], predictions.images[rows])
+        order = np.argsort(-scores, kind="stable")
+        return rows[order], scores[order]
+
     def _plot(self, predictions: Predictions, metrics: Mapping[str, Any]) -> None:
         if self.history is not None and Path(self.history).exists():
             plot_curves(read_history(self.history), self.output_dir / "curves.png")
@@ -273,12 +312,14 @@ class Evaluation:
             [scores[name]["value"] for name in names],
             axes,
         )
-        rows = np.flatnonzero(self._rows(self.split))
-        rows = rows[np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int)]
+        rows, scores = self._by_reconstruction(predictions)
+        shown = np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int)
+        rows, scores = rows[shown], scores[shown]
+        ids = self.cohort.subjects["id"]
         plot_reconstructions(
             predictions.images[rows],
             predictions.reconstructions[rows],
-            [str(self.cohort.subjects["id"].iloc[r]) for r in rows],
+            [f"{ids.iloc[r]}\n{db:.1f} dB" for r, db in zip(rows, scores, strict=True)],
             self.output_dir / "reconstructions.png",
         )
 

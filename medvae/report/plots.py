@@ -131,7 +131,7 @@ def plot_reconstructions(
         image, reconstruction = _plane(images[column]), _plane(reconstructions[column])
         axes[0, column].imshow(image, cmap="gray", vmin=0, vmax=1)
         axes[1, column].imshow(reconstruction, cmap="gray", vmin=0, vmax=1)
-        axes[2, column].imshow(reconstruction - image, cmap="RdBu_r", vmin=-0.5, vmax=0.5)
+        axes[2, column].imshow(reconstruction - image, cmap="berlin", vmin=-0.5, vmax=0.5)
         axes[0, column].set_title(title, fontsize=8)
     for row, name in enumerate(("image", "reconstruction", "difference ±0.5")):
         axes[row, 0].set_ylabel(name, fontsize=8)

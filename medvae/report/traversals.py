@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,13 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
 from PIL import Image, ImageDraw
 
-from medvae.data.output import replacing
+from medvae.data.output import replacing, write_text
 from medvae.report.plots import _plane, _save
 
 if TYPE_CHECKING:
     from medvae.explain import TraversalInferer
 
-__all__ = ["TraversalMontaged", "plot_traversals", "write_gif"]
+__all__ = ["TraversalMontaged", "plot_traversals", "write_gif", "write_values"]
 
 FRAME_MS = 150
 SCALE = 4  # pixels for each voxel
@@ -83,8 +84,16 @@ def write_gif(volumes: Mapping[str, np.ndarray], path: str | Path) -> Path:
     return Path(path)
 
 
+def write_values(values: Mapping[str, Sequence[float]], path: str | Path) -> None:
+    """Write the values of each series of volumes as JSON; NIfTI has no place for them."""
+    known = {name: [float(v) for v in series] for name, series in values.items()}
+    write_text(path, json.dumps(known, indent=1) + "\n")
+
+
 class TraversalMontaged(MapTransform):
     """Write `plot_traversals` of an item to `ID_traversals.png`; the item passes unchanged.
+
+    The values that were asked for go to `ID_traversals.json`.
 
     Args:
         keys: what a `medvae.explain.TraversalInferer` gave, (M, *S), one key.
@@ -122,6 +131,7 @@ class TraversalMontaged(MapTransform):
             spacing = ensure_tuple_rep(self.spacing_mm, data[key].ndim - 1)
             path = self.output_dir / name / f"{name}_traversals.png"
             plot_traversals(volumes, values, path, spacing)
+            write_values(values, path.with_suffix(".json"))
             if self.gif:
                 write_gif(volumes, path.with_suffix(".gif"))
         return dict(data)

@@ -1,0 +1,512 @@
+"""The page of a run: what it holds, what it refuses, and how it behaves in a browser."""
+
+import base64
+import gzip
+import json
+import re
+import shutil
+import sys
+import time
+import warnings
+from io import BytesIO
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from test_bundles import CONFIGS, run, tiny, training
+
+from medvae.data import CohortError, phantoms
+from medvae.report import Run, write_comparison, write_report
+from medvae.report.__main__ import main
+from medvae.report.page import Finding, Heat, Note, Page, Picture, Section, Table, render
+from medvae.report.page.compare import difference
+from medvae.report.page.latent import r2_chance_p95, shared
+from medvae.report.page.packing import packed_below
+from medvae.report.page.run import label_of
+from medvae.report.page.scores import Score
+from medvae.report.page.verdict import beyond_chance, verdict
+
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+
+BROWSER = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--window-size=1000,900",
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A bundle root after a training of seconds."""
+    folder = tmp_path_factory.mktemp("run") / "hearts"
+    phantoms(folder / "data", 40)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "parsing config_file", UserWarning)
+        run([CONFIGS / "train.yaml"], training(folder))
+    return folder
+
+
+@pytest.fixture
+def copied(root, tmp_path):
+    """A copy of the run that a test may break."""
+    folder = tmp_path / "hearts"
+    shutil.copytree(root / "eval", folder / "eval")
+    shutil.copytree(root / "models", folder / "models")
+    return folder
+
+
+def page(folder):
+    return write_report(folder).read_text()
+
+
+def viewer_data(html):
+    (found,) = re.findall(r'class="volumes">(.*?)</script>', html, re.DOTALL)
+    return json.loads(found)
+
+
+def test_training_ends_with_a_page_that_loads_nothing(root):
+    html = (root / "eval" / "report.html").read_text()
+    for section in ("Verdict", "Metrics", "Latent space", "Images", "3D viewer", "Training"):
+        assert f">{section}</h2>" in html
+    own = re.sub(r"<pre.*?</pre>|<script type=.*?</script>", "", html, flags=re.DOTALL)
+    assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", own)
+    loaded = re.sub(r'xmlns(:xlink)?="[^"]*"', "", own)
+    assert not re.findall(r"https?://|@import|url\((?!#|&quot;#|'#)", loaded)
+    assert "default-src 'none'" in html
+    assert len(html) < 6 * 2**20
+    assert str(root) not in html  # the places of a machine are nobody's business
+    for what in ("lv voxel volume (ml)", "chance", "seed", "phantom"):
+        assert what in html
+
+
+def test_rebuilt_page_is_the_same(root):
+    path = root / "eval" / "report.html"
+    before = path.read_bytes()
+    main([str(root)])
+    assert path.read_bytes() == before
+    main([str(root / "eval")])
+    assert path.read_bytes() == before
+
+
+def test_best_median_and_worst_are_shown_as_written(root):
+    html = page(root)
+    shown = viewer_data(html)["subjects"]
+    assert [s["why"].split()[0] for s in shown] == ["best", "median", "worst"]
+    one = shown[0]
+    assert [a["label"] for a in one["attributes"]][0] == "lv voxel volume (ml)"
+    folder = root / "eval" / "examples" / one["id"]
+    volumes = {k: base64.b64decode(v) for k, v in one["volumes"].items()}
+    kinds = {"image", "reconstruction"} | {
+        f"{kind}_{name['name']}" for name in one["attributes"] for kind in ("map", "change")
+    }
+    assert volumes.keys() <= kinds
+    for kind in ("image", "reconstruction"):
+        packed = nib.Nifti1Image.from_bytes(gzip.decompress(volumes[kind]))
+        written = nib.load(folder / f"{one['id']}_{kind}.nii.gz")
+        np.testing.assert_allclose(packed.affine, written.affine)
+        step = packed.dataobj.slope
+        np.testing.assert_allclose(packed.get_fdata(), written.get_fdata(), atol=step)
+    for name in one["attributes"]:
+        if f"change_{name['name']}" not in volumes:
+            continue
+        change = nib.Nifti1Image.from_bytes(
+            gzip.decompress(volumes[f"change_{name['name']}"])
+        ).get_fdata()
+        start = nib.load(folder / f"{one['id']}_reconstruction.nii.gz").get_fdata()
+        series = nib.load(folder / f"{one['id']}_traversal_{name['name']}.nii.gz").get_fdata()
+        assert len(name["values"]) == series.shape[-1] == 5
+        np.testing.assert_allclose(start[..., None] + change, series, atol=1.1 * step)
+
+
+def test_inference_takes_the_place_of_the_examples(root, copied):
+    chosen = json.loads((copied / "eval" / "examples" / "examples.json").read_text())["subjects"]
+    table = pd.read_csv(root / "data" / "subjects.csv")
+    table = table[table["id"].isin([*chosen, "phantom0003"])]
+    for column in ("image", "mask"):
+        table[column] = [str(root / "data" / cell) for cell in table[column]]
+    table.to_csv(copied / "four.csv", index=False)
+    settings = {"traversals": True, "map_steps": 1, "ckpt_dir": str(root / "models")}
+    settings |= {"subjects": str(copied / "four.csv")}
+    folders = {"output_dir": str(copied / "eval" / "inference")}
+    run([CONFIGS / "inference.yaml"], tiny(root, 3) | settings | folders, "infer")
+    shown = viewer_data(page(copied))["subjects"]
+    assert [s["id"] for s in shown] == list(chosen)
+    assert "original" in shown[0]["volumes"]  # found by subjects.csv
+    other = write_report(copied, subjects=("phantom0003",))
+    assert [s["id"] for s in viewer_data(other.read_text())["subjects"]] == ["phantom0003"]
+
+
+def test_absent_parts_are_said_with_their_commands(copied):
+    for path in (copied / "eval").iterdir():
+        if path.name != "history.csv":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(copied / "models")
+    html = page(copied)
+    assert "interrupted" not in html
+    for words in ("no metrics.json", "run evaluating", "inference.yaml", "run training"):
+        assert words in html
+    assert "Nothing has been measured" in html
+    assert "NiiVue" not in html
+
+
+def test_broken_files_are_said_and_the_rest_is_there(copied):
+    (copied / "eval" / "manipulation.json").write_text("{")
+    (copied / "models" / "run.json").write_text("[]")
+    html = page(copied)
+    assert "manipulation.json could not be read (JSONDecodeError)" in html
+    assert "run.json could not be read" in html
+    assert ">Metrics</h2>" in html
+
+
+def test_an_interrupted_training_is_said(copied):
+    history = copied / "eval" / "history.csv"
+    history.write_text("\n".join([*history.read_text().splitlines()[:2], ""]))
+    assert "interrupted, or is still going on: 1 of 2 epochs are there" in page(copied)
+
+
+def test_what_was_skipped_is_said(copied):
+    path = copied / "eval" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["disentanglement"]["excluded"] = {"age_years": "3 rows observed, expected at least 5"}
+    metrics["classification"]["auc"] = {"value": None}
+    metrics["classification"]["reason"] = "AUC is undefined: all 10 labels are class 0"
+    path.write_text(json.dumps(metrics))
+    html = page(copied)
+    assert "age (years)" in html
+    assert "3 rows observed" in html
+    assert "all 10 labels are class 0" in html
+
+
+def test_metrics_of_another_form_cost_a_section_and_not_the_page(copied):
+    path = copied / "eval" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["disentanglement"]["scores"]["sap"] = {"attributes": {}}
+    path.write_text(json.dumps(metrics))
+    html = page(copied)
+    assert "not as expected (KeyError" in html
+    assert ">Latent space</h2>" in html
+
+
+def test_another_systems_run_has_its_pictures_and_no_foreign_sections(copied):
+    (copied / "eval" / "metrics.json").write_text('{"split": "test", "leakage": {}}')
+    shutil.rmtree(copied / "eval" / "examples")
+    shutil.copy(copied / "eval" / "curves.png", copied / "eval" / "swaps.png")
+    html = page(copied)
+    assert ">Swaps</h3>" in html
+    assert ">Training</h2>" in html
+    assert ">Metrics</h2>" not in html
+    assert "attri_vae" not in html.split("<main")[1].split('id="run"')[0]
+
+
+def test_names_are_escaped(copied):
+    evil = "<script>alert(1)</script>$x$"
+    for name in ("predictions.csv", "subjects.csv"):
+        path = copied / "eval" / name
+        path.write_text(path.read_text().replace("phantom0000", evil))
+    html = page(copied)
+    assert "alert(1)" in html
+    assert "<script>alert" not in html
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "."])
+def test_a_folder_without_a_run_is_refused(tmp_path, folder):
+    with pytest.raises(CohortError, match="expected the folder of a run"):
+        write_report(tmp_path / folder)
+    with pytest.raises(SystemExit, match="Error: The folder"):
+        main([str(tmp_path / folder)])
+
+
+def test_runs_side_by_side(root, copied, tmp_path):
+    path = copied / "eval" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    mean = metrics["disentanglement"]["scores"]["interpretability"]["mean"]
+    mean |= {"value": 0.99, "low": 0.98, "high": 1.0}
+    path.write_text(json.dumps(metrics))
+    record = copied / "models" / "run.json"
+    content = json.loads(record.read_text())
+    content["settings"]["beta"] = 7.5
+    record.write_text(json.dumps(content))
+    out = tmp_path / "both.html"
+    main([str(root), str(copied), "--output", str(out)])
+    html = out.read_text()
+    assert "0.99 (0.98 to 1.00)" in html
+    assert "▲ higher" in html
+    assert "7.5" in html
+    assert "do not compare" not in html
+    state = copied / "models" / "cohort.json"
+    state.write_text(state.read_text().replace('"test"', '"val"', 1))
+    write_comparison([root, copied], out)
+    assert "another split" in out.read_text()
+    path.unlink()
+    with pytest.raises(CohortError, match=r"has no metrics\.json"):
+        write_comparison([root, copied], out)
+    with pytest.raises(CohortError, match="Found 1"):
+        write_comparison([root], out)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "mark"),
+    [
+        ((0.1, 0.2), (0.3, 0.4), "▲ higher"),
+        ((0.3, 0.4), (0.1, 0.2), "▼ lower"),
+        ((0.1, 0.3), (0.2, 0.4), ""),
+        ((0.1, None), (0.2, 0.4), ""),
+    ],
+)
+def test_differences_are_marked_where_intervals_do_not_overlap(one, other, mark):
+    first, second = (Score("s", {"value": 0, "low": a, "high": b}) for a, b in (one, other))
+    assert difference(first, second) == mark
+
+
+def test_verdict_asks_the_interval_and_the_top_of_chance():
+    chance = {"chance": 0.0, "chance_p95": 0.1}
+    assert beyond_chance({"value": 0.5, "low": 0.05, **chance})
+    assert not beyond_chance({"value": 0.5, "low": -0.05, **chance})
+    assert not beyond_chance({"value": 0.08, "low": 0.05, **chance})
+    assert not beyond_chance({"value": 0.6, "low": 0.5, "chance": 0.4, "chance_high": 0.65})
+    assert beyond_chance({"value": 0.6, "low": None, "chance": 0.4})
+    assert beyond_chance({"value": 0.5}) is None
+    assert beyond_chance({"value": None, **chance}) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "words"),
+    [
+        (0.3, 0.1, "Told best by their own axis"),
+        (0.3, -0.1, "Another axis may tell as much"),
+        (-0.3, -0.5, "Another axis tells more"),
+    ],
+)
+def test_verdict_on_the_gap_to_other_axes(copied, value, low, words):
+    path = copied / "eval" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    entries = metrics["disentanglement"]["scores"]["sap"]["attributes"]
+    for entry in entries.values():
+        entry |= {"value": value, "low": low, "high": 1.0}
+    path.write_text(json.dumps(metrics))
+    (found,) = [f for f in verdict(Run(copied)) if "(SAP)" in f.text]
+    assert words in found.text
+    assert len(found.items) == len(entries)
+
+
+def test_shared_is_the_squared_correlation():
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(50, 2)), rng.normal(size=(50, 3))
+    left[:5, 0] = np.nan
+    right[:, 2] = 1.0
+    found = shared(left, right)
+    expected = np.corrcoef(left[5:, 0], right[5:, 1])[0, 1] ** 2
+    np.testing.assert_allclose(found[0, 1], expected)
+    assert np.isnan(found[:, 2]).all()
+    unrelated = rng.normal(size=(2000, 2, 30))
+    unrelated -= unrelated.mean(axis=2, keepdims=True)
+    r2 = (unrelated[:, 0] * unrelated[:, 1]).sum(1) ** 2 / (unrelated**2).sum(2).prod(1)
+    assert np.mean(r2 < r2_chance_p95(30)) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("lv_voxel_volume_ml", "lv voxel volume (ml)"),
+        ("surface_to_volume_per_mm", "surface to volume (1/mm)"),
+        ("mesh_area_mm2", "mesh area (mm²)"),
+        ("age", "age"),
+    ],
+)
+def test_labels_have_units(name, label):
+    assert label_of(name) == label
+
+
+def test_large_volumes_become_coarser_in_place(tmp_path):
+    rng = np.random.default_rng(0)
+    affine = np.diag([2.0, 1.0, 1.0, 1.0])
+    voxels = rng.normal(size=(21, 16, 16)).astype(np.float32)
+    files = {}
+    for kind in ("reconstruction", "map_a"):
+        files[kind] = tmp_path / f"{kind}.nii.gz"
+        nib.save(nib.Nifti1Image(voxels, affine), files[kind])
+    files["traversal_a"] = tmp_path / "t.nii.gz"
+    nib.save(nib.Nifti1Image(np.stack([voxels] * 3, -1), affine), files["traversal_a"])
+    packed, factor = packed_below(files, 4000)
+    assert factor > 1
+    assert sum(map(len, packed.values())) <= 4000
+    image = nib.Nifti1Image.from_bytes(gzip.decompress(packed["reconstruction"]))
+    assert image.shape == (21 // factor, 16 // factor, 16 // factor)
+    middle = affine @ [*[(factor - 1) / 2] * 3, 1]
+    np.testing.assert_allclose(image.affine @ [0, 0, 0, 1], middle)
+    block = voxels[:factor, :factor, :factor].mean()
+    np.testing.assert_allclose(image.get_fdata()[0, 0, 0], block, atol=0.05)
+
+
+def test_a_new_system_needs_no_new_template():
+    heat = Heat(["a"], ["x", "y"], [[0.2, float("nan")]], high=0.1)
+    blocks = [Note("n"), heat, Picture("<svg></svg>", "drawn"), Table(["h"], [["cell"]])]
+    html = render(Page("P", "", [Section("swaps", "Swaps", blocks, "lead")]))
+    assert 'id="swaps"' in html
+    assert "▲" in html
+    assert 'aria-label="drawn"' in html
+    assert Finding("short", "x").status == "short"
+
+
+# ---- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium with chromedriver is installed to open the page with")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in BROWSER:
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(executable_path=driver)
+    with webdriver.Chrome(options=options, service=service) as opened:
+        yield opened
+
+
+def waited(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.fixture
+def opened(root, browser):
+    """The page, freshly opened."""
+    browser.get("about:blank")
+    browser.get((root / "eval" / "report.html").as_uri())
+    browser.get_log("browser")
+    return browser
+
+
+SHOWN = "return [...document.querySelectorAll('main > section:not([hidden])')].map(s => s.id)"
+
+
+def severe(browser):
+    return [e["message"] for e in browser.get_log("browser") if e["level"] != "INFO"]
+
+
+def test_tabs_by_mouse_and_keyboard(opened):
+    js, keys = opened.execute_script, sys.modules["selenium.webdriver.common.keys"].Keys
+    tabs = js("return [...document.querySelectorAll('[role=tab]')].map(t => t.textContent)")
+    assert tabs[:2] == ["Verdict", "Metrics"]
+    assert js(SHOWN) == ["verdict"]
+    opened.find_element("id", "tab-codes").click()
+    assert js(SHOWN) == ["codes"]
+    for key, section in (
+        (keys.ARROW_LEFT, "metrics"),
+        (keys.END, "missing"),
+        (keys.ARROW_RIGHT, "verdict"),
+    ):
+        opened.switch_to.active_element.send_keys(key)
+        assert js(SHOWN) == [section]
+    chosen = "return document.querySelector('[aria-selected=true]').id + document.activeElement.id"
+    assert js(chosen) == "tab-verdicttab-verdict"
+    assert severe(opened) == []
+
+
+def test_points_are_drawn_and_named(opened):
+    js = opened.execute_script
+    opened.find_element("id", "tab-codes").click()
+    names = js("return [...document.querySelectorAll('#codes use title')].map(t => t.textContent)")
+    assert len(set(names)) == 40
+    assert js("return document.querySelector('#codes use').getBoundingClientRect().width") > 0
+    ids = js("return [...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
+
+
+def test_print_shows_every_section_and_dark_mode_is_dark(opened):
+    js = opened.execute_script
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    heights = "return [...document.querySelectorAll('main > section')].map(s => s.offsetHeight)"
+    assert min(js(heights)) > 20
+    assert js("return document.querySelector('nav').offsetHeight") == 0
+    paper = "return getComputedStyle(document.body).backgroundColor"
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": dark})
+    assert max(map(int, re.findall(r"\d+", js(paper)))) < 40
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+    assert js(paper) == "rgb(255, 255, 255)"
+
+
+@pytest.mark.parametrize("width", [400, 900, 1400])
+def test_nothing_is_wider_than_the_window(opened, width):
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    for tab in opened.find_elements("css selector", "[role=tab]"):
+        if tab.get_attribute("id") != "tab-viewer":
+            tab.click()
+            assert opened.execute_script("return document.documentElement.scrollWidth") <= width
+    opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_viewer_shows_volumes_with_overlay_and_sliders(opened):
+    js = opened.execute_script
+    if not js("return !!document.createElement('canvas').getContext('webgl2')"):
+        pytest.skip("the browser has no WebGL 2, not even in software")
+    opened.find_element("id", "tab-viewer").click()
+    assert waited(lambda: js("return document.querySelector('.viewer').dataset.ready"))
+    assert not js("return document.querySelector('.controls').hidden")
+
+    def set_to(name, value, event="input"):
+        field = f"document.querySelector('.controls').elements['{name}']"
+        key = "checked" if isinstance(value, bool) else "value"
+        js(f"{field}.{key} = arguments[0]; {field}.dispatchEvent(new Event('{event}'))", value)
+
+    def seen(canvas):
+        """How coloured, and how light, a canvas is on average, without its colour bars."""
+        time.sleep(0.5)
+        picture = opened.find_element("css selector", f"canvas.{canvas}").screenshot_as_png
+        pixels = np.asarray(Image.open(BytesIO(picture)).convert("RGB")).astype(float)
+        pixels = pixels[: int(0.85 * len(pixels))]
+        return np.abs(np.diff(pixels)).mean(), pixels.mean()
+
+    text = "return document.querySelectorAll('.viewer figcaption')[arguments[0]].textContent"
+    set_to("opacity", 100)
+    on = seen("left")
+    assert on[1] > 1
+    assert seen("right")[1] > 1
+    set_to("overlay", False)
+    assert waited(lambda: js("return document.querySelector('[name=shown]').value") == "off")
+    assert seen("left")[0] < on[0]
+    set_to("overlay", True)
+    set_to("value", 4)
+    assert waited(lambda: js("return document.querySelector('[name=asked]').value").endswith("ml"))
+    last = js(text, 1)
+    set_to("value", 0)
+    assert waited(lambda: js(text, 1) != last)
+    for name, index in (("attribute", 1), ("subject", 2)):
+        before = js(text, 0)
+        field = f"document.querySelector('.controls').elements['{name}']"
+        js(f"{field}.selectedIndex = {index}; {field}.dispatchEvent(new Event('change'))")
+        assert waited(lambda seen=before: js(text, 0) != seen)
+    opened.find_element("id", "tab-verdict").click()
+    opened.find_element("id", "tab-viewer").click()
+    assert seen("left")[1] > 1
+    foreign = "performance.getEntriesByType('resource').filter(r => !/^(data|blob):/.test(r.name))"
+    assert js(f"return {foreign}.length") == 0
+    assert severe(opened) == []
+
+
+def test_planes_take_the_viewers_place_without_webgl(opened):
+    js = opened.execute_script
+    js("HTMLCanvasElement.prototype.getContext = () => null")
+    opened.find_element("id", "tab-viewer").click()
+    assert waited(lambda: js("return document.querySelectorAll('.stills img').length"))
+    assert "no WebGL 2" in js("return document.querySelector('.nowebgl').textContent")
+    assert js("return document.querySelector('.controls').hidden")
+    assert severe(opened) == []
