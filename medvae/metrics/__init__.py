@@ -3,7 +3,9 @@
 Numpy in, numbers out; those of maps, which ask the network again, take and give tensors.
 """
 
+from .banks import Sample
 from .classification import accuracy, balanced_accuracy, classification_report, roc_auc
+from .dependence import dependence_report
 from .disentanglement import (
     interpretability,
     mig,
@@ -21,6 +23,7 @@ from .intervals import (
     half_sample_rows,
     percentile_interval,
 )
+from .leakage import leakage_matrix, leakage_report
 from .localisation import deletion_area, localisation
 from .manipulation import (
     Agreement,
@@ -33,14 +36,31 @@ from .manipulation import (
     return_error,
     sweep_effects,
 )
+from .neighbours import KnnLeakage, knn_leakage
 from .peer import raw_attribute_classifier
 from .prediction import prediction_r2
+from .realism import (
+    Kid,
+    PrecisionRecall,
+    degraded,
+    diversity,
+    fid,
+    kid,
+    ms_ssim,
+    precision_recall,
+    realism_report,
+)
 from .report import disentanglement_report
+from .swaps import judge_swaps
 
 __all__ = [
     "DCI",
     "Agreement",
     "Interval",
+    "Kid",
+    "KnnLeakage",
+    "PrecisionRecall",
+    "Sample",
     "accuracy",
     "active_axes",
     "agreement",
@@ -50,26 +70,38 @@ __all__ = [
     "classification_report",
     "control",
     "dci",
+    "degraded",
     "deletion_area",
+    "dependence_report",
     "disentanglement_report",
+    "diversity",
     "entropy",
+    "fid",
     "half_sample_interval",
     "half_sample_rows",
     "interpretability",
     "is_discrete",
+    "judge_swaps",
+    "kid",
+    "knn_leakage",
+    "leakage_matrix",
+    "leakage_report",
     "localisation",
     "manipulation_report",
     "mig",
     "modularity",
+    "ms_ssim",
     "mutual_information",
     "natural_effects",
     "percentile_interval",
+    "precision_recall",
     "prediction_r2",
     "psnr",
     "raw_attribute_classifier",
     "rbf_mmd",
     "rbf_mmd_chance",
     "real_range",
+    "realism_report",
     "return_error",
     "roc_auc",
     "sap",

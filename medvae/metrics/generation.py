@@ -51,7 +51,7 @@ def psnr(
     Raises:
         ValueError: If the shapes differ or have no two or three spatial axes.
     """
-    pair = _images(reconstruction, image)
+    pair = image_pair(reconstruction, image)
     return _per_subject(PSNRMetric(max_val=data_range, reduction="none")(*pair))
 
 
@@ -76,7 +76,7 @@ def ssim(
     Raises:
         ValueError: If the shapes differ or have no two or three spatial axes.
     """
-    pair = _images(reconstruction, image)
+    pair = image_pair(reconstruction, image)
     sizes = tuple(pair[0].shape[2:])
     metric = SSIMMetric(
         spatial_dims=len(sizes),
@@ -197,7 +197,7 @@ def _discrepancy(kernel: Array, members: npt.NDArray[np.bool_], unbiased: bool) 
     return result
 
 
-def _images(
+def image_pair(
     reconstruction: torch.Tensor | npt.ArrayLike, image: torch.Tensor | npt.ArrayLike
 ) -> tuple[torch.Tensor, torch.Tensor]:
     # plain tensors: MONAI's metadata does not survive the metrics' reductions

@@ -1,0 +1,112 @@
+"""Swapped images judged by a classifier that had no part in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .information import Array
+from .intervals import bootstrap_rows, json_number, percentile_interval
+from .probes import mean_recall
+
+__all__ = ["judge_swaps"]
+
+
+def judge_swaps(
+    judged: Mapping[str, npt.ArrayLike],
+    factor: str,
+    labels: Mapping[str, npt.ArrayLike],
+    donor_labels: npt.ArrayLike,
+    references: Mapping[str, Mapping[str, npt.ArrayLike]],
+    patients: npt.ArrayLike | None = None,
+    n_resamples: int = 500,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Reports whether swapped images follow their donor and keep everything else.
+
+    Args:
+        judged: The frozen classifier's class of every factor for the swapped images, (N,) each, as
+            of :func:`medvae.engines.classify`.
+        factor: Whose subspace was taken from the donor.
+        labels: True classes of the N recipients by factor; NaN or negative = missing.
+        donor_labels: True classes of their donors, (N,).
+        references: The same classifier's classes for the recipients' images without a swap, by
+            name, such as ``real`` and ``reconstruction``: what it says of those bounds what it can
+            say of the swapped ones.
+        patients: Patient of each recipient, for the intervals; None = one patient per row.
+        n_resamples: Bootstrap resamples of patients; 0 leaves the intervals out.
+        level: Coverage of the intervals.
+        seed: Seed of the draws.
+
+    Returns:
+        A dict that json can write. ``follows``: share judged to be of the donor's class, among
+        the rows whose donor is of *another* class than the recipient (others follow without a
+        swap). ``stays``: share of the same rows judged to be of the recipient's class.
+        ``keeps[other]``: share judged to be of the recipient's class of every other factor.
+        ``references[name][factor]``: share judged right. Each with rows, value, low, high,
+        balanced (mean over classes) and ``chance``, the share of the most frequent class, which a
+        judge reaches that always says the same. None where no row is left.
+
+    Raises:
+        ValueError: If a factor was not judged or numbers of rows differ.
+    """
+    truth = {name: _classes(values) for name, values in labels.items()}
+    donor = _classes(donor_labels)
+    given: dict[str, Mapping[str, npt.ArrayLike]] = {"swapped": judged, **references}
+    unjudged = {who: [name for name in truth if name not in part] for who, part in given.items()}
+    sizes = {np.shape(v) for part in (labels, *given.values()) for v in part.values()} | {
+        donor.shape
+    }
+    if any(unjudged.values()) or factor not in truth or len(sizes) != 1:
+        raise ValueError(
+            f"swapped '{factor}', labels {list(labels)}, not judged {unjudged}, shapes "
+            f"{sorted(sizes)}: expected '{factor}' among the labels, all judged, of one shape (N,)."
+        )
+    draws = list(bootstrap_rows(patients, donor.size, n_resamples, seed))
+    resamples = np.array([np.bincount(rows, minlength=donor.size) for rows in draws], dtype=float)
+
+    def share(said: npt.ArrayLike, wanted: Array, rows: npt.ArrayLike = True) -> dict[str, Any]:
+        known = np.flatnonzero(~np.isnan(wanted) & np.asarray(rows))
+        weights = resamples.reshape(-1, donor.size)[:, known]
+        return _share(np.asarray(said, dtype=np.float64)[known], wanted[known], weights, level)
+
+    swapped = truth[factor] != donor
+    swapped &= ~np.isnan(truth[factor]) & ~np.isnan(donor)
+    return {
+        "factor": factor,
+        "follows": share(judged[factor], donor, swapped),
+        "stays": share(judged[factor], truth[factor], swapped),
+        "keeps": {
+            name: share(judged[name], wanted) for name, wanted in truth.items() if name != factor
+        },
+        "references": {
+            who: {name: share(part[name], wanted) for name, wanted in truth.items()}
+            for who, part in references.items()
+        },
+    }
+
+
+def _classes(values: npt.ArrayLike) -> Array:
+    labels = np.array(values, dtype=np.float64)
+    labels[labels < 0] = np.nan
+    return labels
+
+
+def _share(said: Array, wanted: Array, weights: Array, level: float) -> dict[str, Any]:
+    if not wanted.size:
+        return {"rows": 0} | dict.fromkeys(("value", "low", "high", "balanced", "chance"))
+    right = (said == wanted).astype(np.float64)
+    mass = weights.sum(axis=1)
+    low, high = percentile_interval((weights @ right)[mass > 0] / mass[mass > 0], level)
+    return {
+        "rows": int(wanted.size),
+        "value": float(right.mean()),
+        "low": json_number(low),
+        "high": json_number(high),
+        "balanced": json_number(mean_recall(wanted, said[None], np.ones((1, wanted.size)))[0]),
+        "chance": float(np.unique(wanted, return_counts=True)[1].max() / wanted.size),
+    }
