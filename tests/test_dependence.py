@@ -22,6 +22,7 @@ from medvae.losses import (
     effective_rank,
     u_distance_correlation_sqr,
 )
+from medvae.losses.dependence import whitened
 from medvae.losses.distance import correlations
 
 FORMS = {
@@ -349,3 +350,51 @@ def test_two_ranks_are_one_with_the_joint_batch(tmp_path: Path):
         for s in range(2):
             joint = torch.cat([ranks[rank][1][step][s] for rank in range(2)])
             torch.testing.assert_close(joint, 2 * grads[step][s])  # which the mean of ranks halves
+
+
+def test_whitening_makes_the_loss_blind_to_linear_maps():
+    torch.manual_seed(0)
+    codes = [torch.randn(80, size, dtype=torch.float64) for size in (3, 4)]
+    codes[1][:, 0] += codes[0][:, 1].square()
+    loss = SubspaceDependenceLoss([3, 4], whiten=True)
+    turned = [codes[0] @ torch.randn(3, 3, dtype=torch.float64) + 5, codes[1]]
+    before, after = loss(codes)["dependence"], loss(turned)["dependence"]
+    torch.testing.assert_close(before, after, rtol=0.05, atol=1e-3)
+    plain = SubspaceDependenceLoss([3, 4])
+    assert (plain(codes)["dependence"] - plain(turned)["dependence"]).abs() > 0.005
+
+
+def test_whitening_sees_what_a_narrow_direction_tells():
+    torch.manual_seed(0)
+    wide, told = torch.randn(300, 1), torch.randn(300, 1)
+    codes = [torch.cat([wide, 0.1 * told], 1), told]
+    seen = SubspaceDependenceLoss([2, 1], whiten=True)(codes)["dependence"]
+    unseen = SubspaceDependenceLoss([2, 1])(codes)["dependence"]
+    assert unseen < 0.05
+    assert seen > 0.3
+
+
+def test_whitened_codes_are_uncorrelated_of_unit_variance():
+    torch.manual_seed(0)
+    codes = torch.randn(200, 4, dtype=torch.float64) @ torch.randn(4, 4, dtype=torch.float64) + 3
+    white = whitened(codes, ridge=0.0)
+    torch.testing.assert_close(white.T @ white / 200, torch.eye(4, dtype=torch.float64))
+    assert whitened(torch.full((5, 2), 7.0)).abs().max() == 0
+    gradient = torch.autograd.functional.jacobian(
+        lambda scale: whitened(scale * codes[:6]), torch.ones((), dtype=torch.float64)
+    )
+    assert gradient.abs().max() < 1e-8
+
+
+def test_the_whitened_gradient_is_that_of_all_rows():
+    torch.manual_seed(0)
+    loss = SubspaceDependenceLoss([2, 2], whiten=True, memory=12).double()
+    past = torch.randn(12, 4, dtype=torch.float64)
+    loss(list(past.split(2, 1)))
+    codes = torch.randn(10, 4, dtype=torch.float64, requires_grad=True)
+
+    def value(live):
+        loss.past[:12, :4], loss.filled = past, torch.tensor(12)
+        return loss(list(live.split(2, 1)))["loss"]
+
+    assert torch.autograd.gradcheck(value, codes)

@@ -1,13 +1,15 @@
 """Cohorts: a table of subjects becomes checked, measured, split and scaled MONAI items."""
 
 from medvae.data.cohort import Cohort, CohortState, cohort_or_exit
+from medvae.data.confounding import confounded_rows, joint_classes
 from medvae.data.errors import CohortError, FileError, configured, or_exit
+from medvae.data.factors import Factor, Factors, balanced_sampler
 from medvae.data.files import Volume, read_image, read_mask
 from medvae.data.measured import check_and_measure
 from medvae.data.output import check_overwrite, check_writable, write_text
 from medvae.data.phantom_cohort import phantoms
 from medvae.data.record import check_settings, write_record
-from medvae.data.run import check_training
+from medvae.data.run import check_factor_training, check_training
 from medvae.data.scaler import AttributeScaler
 from medvae.data.split import SPLITS, split_subjects
 from medvae.data.subjects import datalist, load_subjects
@@ -18,16 +20,22 @@ __all__ = [
     "Cohort",
     "CohortError",
     "CohortState",
+    "Factor",
+    "Factors",
     "FileError",
     "Volume",
+    "balanced_sampler",
     "check_and_measure",
+    "check_factor_training",
     "check_overwrite",
     "check_settings",
     "check_training",
     "check_writable",
     "cohort_or_exit",
     "configured",
+    "confounded_rows",
     "datalist",
+    "joint_classes",
     "load_subjects",
     "or_exit",
     "phantoms",

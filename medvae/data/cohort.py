@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from medvae.attributes import feature_names
@@ -230,6 +232,12 @@ class Cohort:
         if str(name) not in items:
             raise CohortError(f"Subject '{name}' is not in the table; {suggestion(name, items)}")
         return items[str(name)]
+
+    def chosen(self, rows: Sequence[bool]) -> Cohort:
+        """The same cohort without the other rows; what was fitted stays."""
+        part = copy.copy(self)
+        part.subjects = self.subjects[np.asarray(rows)].reset_index(drop=True)
+        return part
 
     def state(self) -> dict[str, Any]:
         """What :class:`CohortState` holds, as JSON knows it."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from medvae.data.cohort import Cohort
 from medvae.data.errors import CohortError
+from medvae.data.factors import Factors
 
-__all__ = ["check_training"]
+__all__ = ["check_factor_training", "check_training"]
 
 KNOWN = 5  # medvae.metrics scores no attribute that is known less often
 
@@ -27,10 +28,45 @@ def check_training(
     """
     if not cohort.attribute_names:
         raise CohortError("attributes is empty; expected at least one name for the latent axes.")
+    rows = _rows(cohort)
+    _check_limits(rows["train"], batch_size, max_epochs, val_interval, n_permutations)
+    _check_known(cohort, rows)
+
+
+def check_factor_training(
+    factors: Factors, batch_size: int, max_epochs: int, val_interval: int = 1
+) -> None:
+    """Refuse a training of subspaces without a batch, an epoch, or a subject to test it on.
+
+    Args:
+        factors: of the cohort.
+        batch_size: at least 2: codes are compared and normalised within a batch.
+        max_epochs: at least 1.
+        val_interval: epochs between validations, at most ``max_epochs``.
+
+    Raises:
+        CohortError: in one sentence that names the key.
+    """
+    rows = _rows(factors.cohort)
+    _check_limits(rows["train"], batch_size, max_epochs, val_interval)
+    for split in ("val", "test"):
+        if rows[split] < KNOWN:
+            raise CohortError(
+                f"The split '{split}' has {rows[split]} row(s); expected at least {KNOWN}, by more "
+                "subjects or a larger share in fractions."
+            )
+
+
+def _rows(cohort: Cohort) -> dict[str, int]:
     counts = cohort.subjects["split"].value_counts()
-    rows = {split: int(counts.get(split, 0)) for split in ("train", "val", "test")}
+    return {split: int(counts.get(split, 0)) for split in ("train", "val", "test")}
+
+
+def _check_limits(
+    train: int, batch_size: int, max_epochs: int, val_interval: int, n_permutations: int = 1
+) -> None:
     for name, value, low, high, why in (
-        ("batch_size", batch_size, 2, rows["train"], "the training rows"),
+        ("batch_size", batch_size, 2, train, "the training rows"),
         ("max_epochs", max_epochs, 1, None, ""),
         ("val_interval", val_interval, 1, max_epochs, "max_epochs"),
         ("n_permutations", n_permutations, 1, None, ""),
@@ -38,7 +74,6 @@ def check_training(
         if value < low or (high is not None and value > high):
             limit = f"at least {low}" + (f" and at most {high}, {why}" if high is not None else "")
             raise CohortError(f"{name} is {value}; expected {limit}.")
-    _check_known(cohort, rows)
 
 
 def _check_known(cohort: Cohort, rows: dict[str, int]) -> None:

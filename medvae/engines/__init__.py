@@ -1,6 +1,10 @@
 """What the bundles hand to MONAI's engines: the only training code."""
 
+from medvae.engines.augment import DifferentiableAugmentation
 from medvae.engines.checkpoint import Checkpoint, check_run, finish_run
+from medvae.engines.classifier import classify, image_features, train_classifier
+from medvae.engines.encoder import EncoderEvaluationStep, FactorScore, factor_scores
+from medvae.engines.gan import GanEvaluationStep, GanStep
 from medvae.engines.handlers import (
     History,
     InterpretabilityMetric,
@@ -18,7 +22,12 @@ from medvae.engines.steps import (
 
 __all__ = [
     "Checkpoint",
+    "DifferentiableAugmentation",
+    "EncoderEvaluationStep",
     "EvaluationStep",
+    "FactorScore",
+    "GanEvaluationStep",
+    "GanStep",
     "History",
     "InterpretabilityMetric",
     "PredictionWriter",
@@ -27,7 +36,11 @@ __all__ = [
     "TrainingStep",
     "check_run",
     "class_probabilities",
+    "classify",
+    "factor_scores",
     "finish_run",
+    "image_features",
     "read_history",
+    "train_classifier",
     "train_segmentation",
 ]

@@ -80,6 +80,7 @@ class Checkpoint:
         subjects: the cohort's table; a training is not continued on other data.
         seed: of the training.
         select: "best": the model of the epoch with the best key metric; "last": of the last.
+        others: whatever else has a state_dict, by name, such as a second optimizer.
     """
 
     def __init__(
@@ -94,13 +95,14 @@ class Checkpoint:
         subjects: pd.DataFrame | None = None,
         seed: int = 0,
         select: Literal["best", "last"] = "best",
+        others: Mapping[str, Any] | None = None,
     ) -> None:
         if select not in ("best", "last"):
             raise ValueError(f"select is '{select}'; expected 'best' or 'last'.")
         self.folder = Path(folder)
         self.network = getattr(network, "module", network)
         parts = {"network": self.network, "optimizer": optimizer}
-        parts |= {"lr_scheduler": lr_scheduler, "loss": loss}
+        parts |= {"lr_scheduler": lr_scheduler, "loss": loss, **(others or {})}
         self.parts = {name: part for name, part in parts.items() if part is not None}
         self.evaluator, self.transform = evaluator, transform
         self.data = None if subjects is None else data_fingerprint(subjects)

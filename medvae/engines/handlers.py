@@ -17,11 +17,13 @@ from ignite.metrics import EpochMetric
 from torch import Tensor
 from tqdm import tqdm
 
-from medvae.data import check_overwrite, or_exit, write_text
+from medvae.data import Factors, check_overwrite, or_exit, write_text
 from medvae.data.output import explained
 from medvae.engines.steps import class_probabilities
 from medvae.explain import Readout
+from medvae.losses import factor_predictions
 from medvae.metrics import interpretability
+from medvae.networks import Subspaces
 
 __all__ = ["History", "InterpretabilityMetric", "PredictionWriter", "ProgressBar", "read_history"]
 
@@ -69,6 +71,8 @@ class PredictionWriter:
         path: the CSV.
         readout: of the trained model; None leaves the attributes out.
         classes: names of the classes in the order of their numbers; None leaves them out.
+        factors: of a model with subspaces, whose heads say `probability_FACTOR_CLASS`, or
+            `read_FACTOR` of a continuous one; None leaves them out.
         overwrite: replace an existing file.
     """
 
@@ -77,11 +81,13 @@ class PredictionWriter:
         path: str | Path,
         readout: Readout | None = None,
         classes: Sequence[object] = (),
+        factors: Factors | None = None,
         overwrite: bool = False,
     ) -> None:
         self.path = Path(path)
         self.readout = readout
         self.classes = tuple(classes)
+        self.factors = factors
         self.overwrite = overwrite
         self._rows: list[dict[str, object]] = []
 
@@ -109,6 +115,8 @@ class PredictionWriter:
                 row |= {
                     f"probability_{c}": float(p) for c, p in zip(self.classes, shares, strict=True)
                 }
+            if self.factors is not None:
+                row |= _factor_cells(self.factors, output["logits"][None])
             self._rows.append(row)
 
     def _write(self, engine: Engine) -> None:
@@ -117,6 +125,19 @@ class PredictionWriter:
         writer.writeheader()
         writer.writerows(self._rows)
         write_text(self.path, text.getvalue())
+
+
+def _factor_cells(factors: Factors, logits: Tensor) -> dict[str, float]:
+    """Return what the heads say of one subject, by columns."""
+    cells: dict[str, float] = {}
+    for name, part in Subspaces(factors.outputs).split(logits).items():
+        values = factor_predictions(factors.kinds[name], part)[0].tolist()
+        if factors.kinds[name] == "continuous":
+            cells[f"read_{name}"] = factors.own_unit(name, values[0])
+        else:
+            classes = factors.classes[name]
+            cells |= {f"probability_{name}_{c}": p for c, p in zip(classes, values, strict=True)}
+    return cells
 
 
 class History:

@@ -10,6 +10,7 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
 from medvae.data import AttributeScaler
+from medvae.engines.augment import DifferentiableAugmentation
 
 __all__ = ["EvaluationStep", "PrepareAttributes", "TrainingStep", "class_probabilities"]
 
@@ -51,7 +52,8 @@ class PrepareAttributes:
         """Return the image (B, C, *S) and a dictionary of the targets.
 
         The targets are `attributes`, scaled, (B, K) with NaN where missing, `label`, class
-        numbers (B,) with -1 where unknown, and `regions`, 0 or 1, (B, R, *S).
+        numbers (B,) with -1 where unknown, `regions`, 0 or 1, (B, R, *S), and `factors` as the
+        batch has them, (B, K) with NaN where missing (see `medvae.data.Factors`).
         """
         image = torch.as_tensor(batchdata[self.image_key]).as_subclass(Tensor)
         image = image.to(device, non_blocking=non_blocking, **kwargs)
@@ -67,6 +69,8 @@ class PrepareAttributes:
             mask = torch.as_tensor(batchdata[self.mask_key]).as_subclass(Tensor).to(device)
             regions = [region_of(mask, values) for values in self.mask_labels.values()]
             targets["regions"] = torch.cat(regions, 1).float()
+        if "factors" in batchdata:
+            targets["factors"] = torch.as_tensor(batchdata["factors"]).to(device).float()
         return image, targets
 
 
@@ -90,6 +94,9 @@ class TrainingStep:
             loss is always computed in float32.
         control: a further term of the loss that asks the network again, called with it and the
             posterior means, such as `medvae.losses.ControlLoss`; None: none.
+        augment: of the batch's images, such as `medvae.engines.DifferentiableAugmentation`, which
+            is a hundred times as fast as a transform of single images; masks do not move along.
+            None: none.
     """
 
     def __init__(
@@ -97,7 +104,9 @@ class TrainingStep:
         max_grad_norm: float | None = None,
         autocast: torch.dtype | None = None,
         control: Callable[[Any, Tensor], Tensor] | None = None,
+        augment: DifferentiableAugmentation | None = None,
     ) -> None:
+        self.augment = augment
         self.max_grad_norm = max_grad_norm
         self.autocast = autocast
         self.control = control
@@ -114,6 +123,8 @@ class TrainingStep:
         image, targets = engine.prepare_batch(
             batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs
         )
+        if self.augment is not None:
+            image = self.augment.draw(image)(image)
         engine.network.train()
         engine.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(image.device.type, self.autocast, enabled=self.autocast is not None):
@@ -125,23 +136,28 @@ class TrainingStep:
         terms = engine.loss_function(output, image, **targets)
         if control is not None:
             terms |= {"control": control, "loss": terms["loss"] + control}
-        self._check(terms, engine)
+        check_finite(terms, engine)
         terms["loss"].backward()
         if self.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_grad_norm)
         engine.optimizer.step()
         return [{name: value.detach() for name, value in terms.items()}]
 
-    @staticmethod
-    def _check(terms: Mapping[str, Tensor], engine: Any) -> None:
-        if torch.isfinite(terms["loss"]):
-            return
-        found = {name: float(value.detach()) for name, value in terms.items()}
-        raise FloatingPointError(
-            f"the loss is not finite in epoch {engine.state.epoch}, iteration "
-            f"{engine.state.iteration}: {found}; a lower learning rate or weight of the term that "
-            "grew, or max_grad_norm, usually helps"
-        )
+
+def check_finite(terms: Mapping[str, Tensor], engine: Any) -> None:
+    """Refuse a loss that is not finite.
+
+    Raises:
+        FloatingPointError: with all terms.
+    """
+    if torch.isfinite(terms["loss"]):
+        return
+    found = {name: float(value.detach()) for name, value in terms.items()}
+    raise FloatingPointError(
+        f"the loss is not finite in epoch {engine.state.epoch}, iteration "
+        f"{engine.state.iteration}: {found}; a lower learning rate or weight of the term that "
+        "grew, or max_grad_norm, usually helps"
+    )
 
 
 class EvaluationStep:
@@ -168,13 +184,17 @@ class EvaluationStep:
         network = getattr(engine.network, "module", engine.network)  # under DDP
         network.eval()
         with torch.no_grad():
-            mean, log_var = network.encode(image)
-            output = {"pred": network.decode(mean), "logits": network.classify(mean)}
+            output = self._outputs(network, image)
         output |= {key: inferer(image, network) for key, inferer in self.inferers.items()}
-        engine.state.output = {**output, "mean": mean, "log_var": log_var, **targets}
+        engine.state.output = {**output, **targets}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)  # decollates and postprocesses
         return engine.state.output
+
+    def _outputs(self, network: Any, image: Tensor) -> dict[str, Tensor]:
+        mean, log_var = network.encode(image)
+        output = {"pred": network.decode(mean), "logits": network.classify(mean)}
+        return output | {"mean": mean, "log_var": log_var}
 
 
 def class_probabilities(logits: Tensor) -> Tensor:

@@ -12,17 +12,29 @@ from medvae.explain.manipulation import (
 )
 from medvae.explain.maps import AttributeMapInferer, attribute_maps
 from medvae.explain.readout import Readout
+from medvae.explain.swap import (
+    SwapInferer,
+    interpolate_subspaces,
+    reconstruct,
+    sample_subspace,
+    swap_subspaces,
+)
 
 __all__ = [
     "AttributeMapInferer",
     "Instrument",
     "MonotoneCurve",
     "Readout",
+    "SwapInferer",
     "TraversalInferer",
     "attribute_maps",
     "interpolate",
+    "interpolate_subspaces",
+    "reconstruct",
     "replace_axes",
     "sample",
+    "sample_subspace",
+    "swap_subspaces",
     "there_and_back",
     "traverse",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from typing import Any, Literal, get_args
 
@@ -62,7 +63,8 @@ def attribute_maps(
 
     Args:
         network: an `AttriVAE`, or any network. One with an `encode` method is asked for its
-            posterior mean; of others the output is taken, or its `mean`, shape (B, D).
+            posterior mean; of others the output is taken, or its `mean`, shape (B, D). Of one with
+            subspaces a name stands for what the head of that factor says, see `SubspaceHeads`.
         image: shape (B, C, *S), 2D or 3D.
         attributes: K targets: latent axes, names of the network's `attribute_names`, or callables
             that take the network's output to a scalar for each image, shape (B,), such as
@@ -164,10 +166,11 @@ class _Targets(nn.Module):
         super().__init__()
         if isinstance(attributes, str) or callable(attributes) or not len(attributes):
             raise ValueError(f"attributes must be a list of one or more, found {attributes!r}")
-        names = list(getattr(network, "attribute_names", ()))
         self.network = network
-        self.targets = [axis_of(t, names) if isinstance(t, str) else t for t in attributes]
-        self.on_output = any(callable(t) for t in self.targets)
+        self.on_output = any(callable(t) for t in attributes)
+        if self.on_output and hasattr(network, "evidence") and any(map(_is_name, attributes)):
+            raise ValueError("names of factors and callables need two calls, found both")
+        self.targets = [_named(network, t) if isinstance(t, str) else t for t in attributes]
 
     def forward(self, image: Tensor) -> list[Tensor]:
         encode = getattr(self.network, "encode", None)
@@ -189,6 +192,18 @@ class _Targets(nn.Module):
         if not -output.shape[1] <= target < output.shape[1]:
             raise ValueError(f"latent axis {target} does not exist, found {output.shape[1]} axes")
         return output[:, target]
+
+
+def _is_name(target: Target) -> bool:
+    return isinstance(target, str)
+
+
+def _named(network: nn.Module, name: str) -> int | Callable[[Any], Tensor]:
+    """Return an attribute's axis, or what reads a factor off the codes where heads do."""
+    names = list(getattr(network, "attribute_names", ()))
+    axis = axis_of(name, names)
+    evidence = getattr(network, "evidence", None)
+    return axis if evidence is None else partial(evidence, name=name)
 
 
 def axis_of(attribute: str, names: Sequence[str]) -> int:

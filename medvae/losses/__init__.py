@@ -1,5 +1,11 @@
 """Losses: one definition of each term, and the objective that adds them up."""
 
+from medvae.losses.adversarial import (
+    PathLength,
+    discriminator_loss,
+    generator_loss,
+    r1_penalty,
+)
 from medvae.losses.attribute import (
     AttributeRegularizationLoss,
     attribute_correlation,
@@ -21,13 +27,22 @@ from medvae.losses.elbo import (
     kl_divergence,
     kl_normal,
 )
+from medvae.losses.factors import FactorLoss, factor_predictions
 from medvae.losses.objective import AttriVAELoss, classification_loss
+from medvae.losses.rivals import AdversarialLeakageLoss, HSICLoss, reverse_gradient
+from medvae.losses.subspaces import LabelledDependence, SubspaceLoss, encode_factors
 
 __all__ = [
+    "AdversarialLeakageLoss",
     "AttriVAELoss",
-    "ControlLoss",
     "AttributeRegularizationLoss",
+    "ControlLoss",
+    "FactorLoss",
+    "HSICLoss",
+    "LabelledDependence",
+    "PathLength",
     "SubspaceDependenceLoss",
+    "SubspaceLoss",
     "attribute_correlation",
     "attribute_leakage",
     "attribute_ranking",
@@ -35,11 +50,17 @@ __all__ = [
     "attribute_regularization",
     "bernoulli_reconstruction",
     "classification_loss",
+    "discriminator_loss",
     "distance_correlation",
     "distance_correlation_sqr",
     "effective_rank",
+    "encode_factors",
+    "factor_predictions",
     "gaussian_reconstruction",
+    "generator_loss",
     "kl_divergence",
     "kl_normal",
+    "r1_penalty",
+    "reverse_gradient",
     "u_distance_correlation_sqr",
 ]

@@ -44,11 +44,28 @@ def effective_rank(codes: Tensor) -> Tensor:
     return torch.where(constant, 0.0, covariance.trace() ** 2 / torch.where(constant, 1.0, squares))
 
 
+def whitened(codes: Tensor, ridge: float = 1e-3) -> Tensor:
+    """Return codes (N, D) moved and turned to zero mean and, nearly, unit covariance.
+
+    Args:
+        codes: shape (N, D).
+        ridge: added to the covariance, in units of its mean eigenvalue: directions with less than
+            that share of the variance stay narrow, as there is nothing but rounding in them.
+    """
+    centred = codes - codes.mean(0)
+    covariance = centred.T @ centred / len(codes)
+    scale = covariance.diagonal().mean().clamp_min(torch.finfo(codes.dtype).tiny ** 0.5)
+    identity = torch.eye(codes.shape[1], dtype=codes.dtype, device=codes.device)
+    factor = torch.linalg.cholesky(covariance / scale + ridge * identity)
+    return torch.linalg.solve_triangular(factor, centred.T / scale.sqrt(), upper=False).T
+
+
 class SubspaceDependenceLoss(nn.Module):
     r"""Mean distance correlation of all pairs of subspaces, and a counterweight to collapse.
 
     .. math:: \frac{n_\text{total}}{n_\text{current}} \left(
         w \operatorname{mean}_{s<t} R(z_s, z_t)
+        + v \operatorname{mean}_{s \ne t} R(z_s, y_t)
         + c \operatorname{mean}_s \max\left(0, 1 - \frac{r(z_s)}{\min(r_0, d_s)}\right) \right)
 
     R is the bias-corrected squared distance correlation or, as published (Müller et al. 2025), the
@@ -71,6 +88,10 @@ class SubspaceDependenceLoss(nn.Module):
     Vanishing partial distance correlation is close to independence given the covariates, not the
     same. Rows whose label or covariate is missing are left out of R.
 
+    Labels. What a subspace must not tell of is known: the labels of the others. Given `targets`,
+    the loss holds every subspace against those, too, which leaves the subspace that does tell of
+    the label free; between subspaces alone, both have to give way.
+
     Collapse. Minimised alone over linear maps of independent codes of 4 and 12 dimensions, where
     nothing is to be gained, the biased form ends at effective ranks of 1.0 and 1.0, the
     bias-corrected one at 2.2 and 4.3; with `spread=1, rank=3` both stay above 3 (means of 2 seeds,
@@ -85,10 +106,17 @@ class SubspaceDependenceLoss(nn.Module):
         spread: weight of the counterweight, c.
         rank: effective rank up to which the counterweight pushes, r_0.
         covariates: how many covariates `forward` is given.
+        targets: columns of the targets of the first subspaces, one entry for each; the subspaces
+            beyond have none.
+        target_weight: of the dependence between subspaces and targets, v.
+        whiten: R is the affinely invariant distance correlation (Dueck et al. 2014): every
+            subspace is whitened by the covariance of the rows first. Distances within a subspace
+            are those along its widest directions, so that what the narrow ones tell goes unseen,
+            but not by a probe that scales them.
 
     Raises:
-        ValueError: for fewer than two subspaces, or covariates in the biased form, which has no
-            partial correlation.
+        ValueError: for fewer than two subspaces, more targets than subspaces, or covariates in the
+            biased form, which has no partial correlation.
     """
 
     past: Tensor
@@ -103,16 +131,24 @@ class SubspaceDependenceLoss(nn.Module):
         spread: float = 0.0,
         rank: float = 2.0,
         covariates: int = 0,
+        targets: Sequence[int] = (),
+        target_weight: float = 0.0,
+        whiten: bool = False,
     ) -> None:
         super().__init__()
         if len(sizes) < 2 or min(sizes) < 1:
             raise ValueError(f"expected sizes of two subspaces or more, found {list(sizes)}")
+        if len(targets) > len(sizes):
+            raise ValueError(f"found {len(targets)} targets for {len(sizes)} subspaces")
         if covariates > 0 and not unbiased:
             raise ValueError("covariates need the bias-corrected form, found unbiased=False")
         self.sizes = list(sizes)
         self.memory, self.unbiased, self.covariates = memory, unbiased, covariates
         self.weight, self.spread, self.rank = weight, spread, rank
-        self.register_buffer("past", torch.zeros(memory, sum(sizes) + covariates + 1))
+        self.targets, self.target_weight = list(targets), target_weight
+        self.whiten = whiten
+        self.columns = [*self.sizes, *self.targets, covariates, 1]
+        self.register_buffer("past", torch.zeros(memory, sum(self.columns)))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
 
     def forward(
@@ -120,6 +156,7 @@ class SubspaceDependenceLoss(nn.Module):
         subspaces: Sequence[Tensor],
         label: Tensor | None = None,
         covariates: Tensor | None = None,
+        targets: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the loss and what to log.
 
@@ -127,48 +164,66 @@ class SubspaceDependenceLoss(nn.Module):
             subspaces: codes, shapes (B, sizes[0]) to (B, sizes[S - 1]).
             label: class indices, shape (B,); -1 where unknown. None: nothing is conditioned on it.
             covariates: shape (B, `covariates` of the constructor), NaN where missing.
+            targets: values or one-hot classes side by side, shape (B, sum of the constructor's
+                `targets`), NaN where missing.
 
         Returns:
             loss: a scalar; 0 where fewer than 8 rows are left to estimate R from.
-            dependence: mean of R over the pairs, without weight, factor and gradient.
+            dependence: mean of R over the pairs of subspaces, without weight, factor and gradient.
+            target_dependence: the same of subspaces and other targets, where there are targets.
             effective_rank_0, ...: of every subspace, without gradient; 0 for a single row.
 
         Raises:
             ValueError: for shapes other than these.
         """
-        current = gather_batch(self._rows(subspaces, label, covariates))
+        current = gather_batch(self._rows(subspaces, label, covariates, targets))
         rows = current
         if self.training and self.memory > 0:
             rows = torch.cat([current, self.past[: int(self.filled)].to(current.dtype)])
             self._remember(current.detach())
-        *codes, known, group = rows.split([*self.sizes, self.covariates, 1], 1)
-        dependence = self._dependence(codes, known, group[:, 0], len(current))
+        *sets, known, group = rows.split(self.columns, 1)
+        codes = sets[: len(self.sizes)]
+        live = len(current)
+        if self.whiten:
+            sets = [*(whitened(part) for part in codes), *sets[len(codes) :]]
+            live = len(rows)  # the covariance leads from every row to those of the batch
+        dependence, of_targets = self._dependence(sets, known, group[:, 0], live)
         with torch.set_grad_enabled(self.spread > 0 and torch.is_grad_enabled()):
             ranks = torch.stack([effective_rank(subspace) for subspace in codes])
-        total = self.weight * dependence
+        total = self.weight * dependence + self.target_weight * of_targets
         if self.spread > 0:
             target = ranks.new_tensor(self.sizes).clamp_max(self.rank)
             total = total + self.spread * (1 - ranks / target).clamp_min(0).mean()
         logged = {f"effective_rank_{s}": rank for s, rank in enumerate(ranks.detach())}
+        if self.targets:
+            logged["target_dependence"] = of_targets.detach()
         factor = len(rows) / len(current)
         return {"loss": factor * total, "dependence": dependence.detach(), **logged}
 
     def _rows(
-        self, subspaces: Sequence[Tensor], label: Tensor | None, covariates: Tensor | None
+        self,
+        subspaces: Sequence[Tensor],
+        label: Tensor | None,
+        covariates: Tensor | None,
+        targets: Tensor | None,
     ) -> Tensor:
-        """Return codes, covariates and label side by side, (B, columns)."""
+        """Return codes, targets, covariates and label side by side, (B, columns)."""
         count = len(subspaces[0]) if len(subspaces) > 0 else 0
         if covariates is None:
             covariates = subspaces[0].new_zeros(count, 0)
+        if targets is None:
+            targets = subspaces[0].new_zeros(count, 0)
         if label is None:
             label = subspaces[0].new_zeros(count)
-        found = [tuple(part.shape) for part in (*subspaces, covariates, label)]
-        wanted = [(count, size) for size in (*self.sizes, self.covariates)] + [(count,)]
+        found = [tuple(part.shape) for part in (*subspaces, targets, covariates, label)]
+        widths = (*self.sizes, sum(self.targets), self.covariates)
+        wanted = [(count, width) for width in widths] + [(count,)]
         if found != wanted or count == 0:
             raise ValueError(
-                f"expected shapes {wanted} of the subspaces, covariates and label, found {found}"
+                f"expected shapes {wanted} of the subspaces, targets, covariates and label, found "
+                f"{found}"
             )
-        parts = [*subspaces, covariates, label[:, None]]
+        parts = [*subspaces, targets, covariates, label[:, None]]
         exact = any(part.dtype == torch.float64 for part in subspaces)
         return torch.cat([part.to(torch.float64 if exact else torch.float32) for part in parts], 1)
 
@@ -181,30 +236,41 @@ class SubspaceDependenceLoss(nn.Module):
         self.filled.fill_(len(rows))
 
     def _dependence(
-        self, codes: Sequence[Tensor], covariates: Tensor, group: Tensor, live: int
-    ) -> Tensor:
-        """Return the mean of R over pairs and over the groups' rows; `live` rows are the batch."""
-        group = torch.where(covariates.isnan().any(1), -1.0, group)
-        total, count = codes[0].sum() * 0.0, 0  # 0, and keeps the codes in the graph
+        self, sets: Sequence[Tensor], covariates: Tensor, group: Tensor, live: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the means of R over pairs of subspaces, and of subspaces and others' targets.
+
+        Over the groups' rows; the first `live` rows are the batch.
+        """
+        missing = torch.cat([*sets[len(self.sizes) :], covariates], 1).isnan().any(1)
+        group = torch.where(missing, -1.0, group)
+        none = sets[0].sum() * 0.0  # keeps the codes in the graph
+        total, count = torch.stack([none, none]), 0
         for value in group[group >= 0].unique():
             chosen = group == value
             size = int(chosen.sum())
             if size < LEAST_ROWS:
                 continue
-            sets = [part[chosen] for part in codes] + _covariate_sets(covariates[chosen])
-            found = correlations(sets, self.unbiased, live=int(chosen[:live].sum()))
-            total = total + size * self._mean(found)
+            known = [part[chosen] for part in sets] + _covariate_sets(covariates[chosen])
+            found = correlations(known, self.unbiased, live=int(chosen[:live].sum()))
+            total = total + size * self._means(found)
             count += size
-        return total / max(count, 1)
+        among, across = (total / max(count, 1)).unbind()
+        return among, across
 
-    def _mean(self, found: Tensor) -> Tensor:
-        """Return the mean over pairs of subspaces, which come before covariates in `found`."""
-        subspaces = len(self.sizes)
+    def _means(self, found: Tensor) -> Tensor:
+        """Return both means; `found` are the correlations of subspaces, targets and covariates."""
+        subspaces, targets = len(self.sizes), len(self.targets)
         if self.covariates > 0:
-            found = _partial(found, subspaces)
+            found = _partial(found, subspaces + targets)
+        values = found if self.unbiased else root(found)
         pairs = torch.triu_indices(subspaces, subspaces, 1, device=found.device)
-        values = found[pairs[0], pairs[1]]
-        return (values if self.unbiased else root(values)).mean()
+        among = values[pairs[0], pairs[1]].mean()
+        if targets == 0:
+            return torch.stack([among, among.detach() * 0.0])
+        others = ~torch.eye(subspaces, targets, dtype=torch.bool, device=found.device)
+        across = values[:subspaces, subspaces : subspaces + targets][others]
+        return torch.stack([among, across.mean()])
 
 
 def _covariate_sets(covariates: Tensor) -> list[Tensor]:

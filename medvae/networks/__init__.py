@@ -2,5 +2,36 @@
 
 from medvae.networks.attri_vae import AttriVAE, AttriVAEOutput, AttriVAEReconstruction
 from medvae.networks.checkpoint import load_weights
+from medvae.networks.classifier import FactorClassifier
+from medvae.networks.disentangled_gan import DisentangledGAN
+from medvae.networks.stylegan import (
+    DiscriminatorOutput,
+    MappingNetworks,
+    StyleDiscriminator,
+    StyleGenerator,
+)
+from medvae.networks.subspaces import (
+    SubspaceClassifier,
+    SubspaceEncoder,
+    SubspaceHeads,
+    SubspaceOutput,
+    Subspaces,
+)
 
-__all__ = ["AttriVAE", "AttriVAEOutput", "AttriVAEReconstruction", "load_weights"]
+__all__ = [
+    "AttriVAE",
+    "AttriVAEOutput",
+    "AttriVAEReconstruction",
+    "DisentangledGAN",
+    "DiscriminatorOutput",
+    "FactorClassifier",
+    "MappingNetworks",
+    "StyleDiscriminator",
+    "StyleGenerator",
+    "SubspaceClassifier",
+    "SubspaceEncoder",
+    "SubspaceHeads",
+    "SubspaceOutput",
+    "Subspaces",
+    "load_weights",
+]

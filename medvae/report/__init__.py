@@ -1,33 +1,52 @@
-"""What a run leaves behind for people: metrics, tables and plots."""
+"""What a run leaves behind for people: metrics, tables, plots and a page that shows them all."""
 
 from medvae.report.evaluation import Evaluation, Predictions, predict
+from medvae.report.examples import Examples
+from medvae.report.leakage_plots import plot_embeddings, plot_leakage
 from medvae.report.manipulation import ManipulationEvaluation
 from medvae.report.map_montage import MapMontaged, plot_maps
+from medvae.report.page import Page, Run, Section, write_comparison, write_page, write_report
 from medvae.report.plots import (
     plot_codes,
     plot_curves,
     plot_reconstructions,
 )
 from medvae.report.samples import write_samples
+from medvae.report.subspaces import SubspaceEvaluation, leakage_table
+from medvae.report.swaps import GanEvaluation, SwapsMontaged, plot_series
 from medvae.report.sweeps import manipulation_table, plot_sweeps
 from medvae.report.tables import metrics_table
 from medvae.report.traversals import TraversalMontaged, plot_traversals, write_gif
 
 __all__ = [
     "Evaluation",
+    "GanEvaluation",
+    "Examples",
     "ManipulationEvaluation",
     "MapMontaged",
+    "Page",
     "Predictions",
+    "SubspaceEvaluation",
+    "SwapsMontaged",
+    "Run",
+    "Section",
     "TraversalMontaged",
+    "leakage_table",
     "manipulation_table",
     "metrics_table",
     "plot_codes",
     "plot_curves",
+    "plot_embeddings",
+    "plot_leakage",
     "plot_maps",
     "plot_reconstructions",
+    "plot_series",
     "plot_sweeps",
     "plot_traversals",
     "predict",
+    "write_comparison",
     "write_gif",
+    "write_page",
+    "write_report",
     "write_samples",
 ]
