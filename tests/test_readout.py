@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medvae.data import AttributeScaler
-from medvae.explain import MonotoneCurve, Readout
+from medvae.explain import MonotoneCurve, Readout, TraversalInferer
 
 
 def r2(predicted: np.ndarray, truth: np.ndarray) -> float:
@@ -144,3 +144,17 @@ def test_what_is_never_negative_is_not_read_as_negative() -> None:
     assert read[0, 0] == 0.0
     assert read[0, 1] < -5
     np.testing.assert_allclose(read[1], [4.0, 1.0], atol=0.1)
+
+
+def test_a_traversal_takes_the_calibrated_readout_where_there_is_one(tmp_path):
+    scaler = AttributeScaler(("size",))
+    scaler.mean, scaler.sd = np.array([10.0]), np.array([2.0])
+    codes = np.linspace(-2, 2, 20)[:, None]
+    readout = Readout.fit(scaler, codes, 10 + 2 * codes)
+    readout.save(tmp_path / "readout.json")
+    assert Readout.of_model(tmp_path).follow == 0.6
+    readout.follow = 0.25
+    readout.save(tmp_path / "traversal.json")
+    assert Readout.of_model(tmp_path).follow == 0.25
+    assert TraversalInferer(Readout.of_model(tmp_path)).follow == 0.25
+    assert TraversalInferer(Readout.of_model(tmp_path), follow=0.0).follow == 0.0

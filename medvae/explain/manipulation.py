@@ -15,7 +15,7 @@ from medvae.explain.maps import axis_of, evaluating
 from medvae.explain.readout import Readout
 
 if TYPE_CHECKING:
-    from medvae.networks import AttriVAE
+    from medvae.networks import AttriVAE, DisentangledGAN
 
 __all__ = [
     "TraversalInferer",
@@ -106,13 +106,15 @@ def interpolate(network: AttriVAE, first: Tensor, second: Tensor, steps: int = 9
         return torch.stack([network.decode(torch.lerp(start, end, float(s))) for s in shares], 1)
 
 
-def sample(network: AttriVAE, count: int, seed: int = 0, device: Any = None) -> Tensor:
-    """Decode codes drawn from the standard normal prior: (count, C, *S)."""
+def sample(
+    network: AttriVAE | DisentangledGAN, count: int, seed: int = 0, device: Any = None
+) -> Tensor:
+    """Decode codes drawn from the standard normal prior: (count, C, *S); a GAN maps them first."""
     codes = torch.randn(
         count, network.latent_dim, generator=torch.Generator().manual_seed(seed)
     ).to(device or next(network.parameters()).device)
     with torch.no_grad(), evaluating(network):
-        return network.decode(codes)
+        return network.decode(getattr(network, "map_codes", _same)(codes))
 
 
 def replace_axes(
@@ -167,11 +169,11 @@ class TraversalInferer:
     """The same subjects with other codes, as a MONAI inferer: `inferer(image, network)`.
 
     Args:
-        readout: of the trained model, or `traversal.json` of what its decoder renders.
+        readout: of the trained model, see `Readout.of_model`.
         values: by attribute, in its own units; None, or an attribute left out: five values over
             the range of nine in ten training subjects, so that none is extrapolated.
         traversals: whether every attribute is traversed; else only what follows is decoded.
-        follow: of `traverse`.
+        follow: of `traverse`; None: the readout's own.
         interpolate_to: id of a subject that all others are interpolated to, in five steps.
         replace: `{"attributes": [...], "donor": id}`: axes that are taken from the donor, in one
             image.
@@ -190,12 +192,13 @@ class TraversalInferer:
         readout: Readout,
         values: Mapping[str, Sequence[float]] | None = None,
         traversals: bool = True,
-        follow: float = 0.0,
+        follow: float | None = None,
         interpolate_to: str | None = None,
         replace: Mapping[str, Any] | None = None,
         find: Callable[[str], Tensor] | None = None,
     ) -> None:
-        self.readout, self.follow = readout, follow
+        self.readout = readout
+        self.follow = readout.follow if follow is None else follow
         names = readout.scaler.names
         for name in values or {}:
             axis_of(name, names)
@@ -245,6 +248,10 @@ class TraversalInferer:
         each = channels.shape[0] // total
         parts = torch.split(channels, [each * len(v) for v in self.values.values()])
         return dict(zip(self.values, parts, strict=True))
+
+
+def _same(codes: Tensor) -> Tensor:
+    return codes
 
 
 def _found(name: str, find: Callable[[str], Tensor] | None) -> Tensor:

@@ -16,6 +16,7 @@ from medvae.explain.curve import MonotoneCurve
 from medvae.losses.control import companions
 
 Array = npt.NDArray[np.float64]
+FOLLOW = 0.6  # share that reached most of the asked range with the least side effects, docs/maps.md
 
 
 class Readout:
@@ -31,6 +32,8 @@ class Readout:
             subjects per unit of another's (row), shape (K, K); None: nothing follows.
         nonnegative: of each attribute, whether it is read as 0 where the curve falls below, as of a
             volume; None: none is.
+        follow: share of the companions' change by which a traversal moves them along; where the
+            curves were calibrated on what a decoder renders, that of the calibration.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Readout:
         span: npt.ArrayLike | None = None,
         companions: npt.ArrayLike | None = None,
         nonnegative: Sequence[bool] | None = None,
+        follow: float | None = None,
     ) -> None:
         self.scaler = scaler
         self.axes = tuple(int(a) for a in axes)
@@ -50,6 +54,7 @@ class Readout:
         alone = np.eye(len(self.axes)) if companions is None else companions
         self.companions: Array = np.asarray(alone, dtype=np.float64)
         self.nonnegative = tuple(nonnegative or [False] * len(self.axes))
+        self.follow = FOLLOW if follow is None else float(follow)
 
     @classmethod
     def fit(
@@ -130,8 +135,22 @@ class Readout:
             "span": self.span.tolist(),
             "companions": self.companions.tolist(),
             "nonnegative": list(self.nonnegative),
+            "follow": self.follow,
         }
         write_text(path, json.dumps(state, indent=1) + "\n")
+
+    @classmethod
+    def of_model(cls, folder: str | Path) -> Readout:
+        """Read `traversal.json`, of what the decoder renders, or where it is not, `readout.json`.
+
+        Args:
+            folder: of the model's weights.
+
+        Raises:
+            CohortError: as `load`.
+        """
+        rendered = Path(folder) / "traversal.json"
+        return cls.load(rendered if rendered.exists() else Path(folder) / "readout.json")
 
     @classmethod
     def load(cls, path: str | Path) -> Readout:
@@ -143,7 +162,7 @@ class Readout:
         try:
             state = json.loads(Path(path).read_text())
             scaler = AttributeScaler.from_state_dict(state["scaler"])
-            later = (state.get(key) for key in ("span", "companions", "nonnegative"))
+            later = (state.get(key) for key in ("span", "companions", "nonnegative", "follow"))
             return cls(scaler, state["axes"], _curves(state), *later)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CohortError(

@@ -166,6 +166,7 @@ class ManipulationEvaluation:
                 self.remeasured, readout, self.measured, predictions.codes[train], images[train],
                 ranges, self.reach,
             )  # fmt: skip
+            readout.follow = self.remeasured.follow
             readout.save(self.instrument_path.with_name("traversal.json"))
         codes = self._codes(readout, asked)
         sweeps = [

@@ -11,14 +11,14 @@ from monai.utils import ensure_tuple_rep
 
 from medvae.data.output import replacing
 from medvae.explain import sample
-from medvae.networks import AttriVAE
+from medvae.networks import AttriVAE, DisentangledGAN
 from medvae.report.traversals import plot_traversals
 
 __all__ = ["write_samples"]
 
 
 def write_samples(
-    network: AttriVAE,
+    network: AttriVAE | DisentangledGAN,
     count: int,
     output_dir: str | Path,
     spacing_mm: Sequence[float] | float | None = None,
@@ -28,7 +28,7 @@ def write_samples(
     """Write `samples.nii.gz`, an image after the other along the last axis, and `samples.png`.
 
     Args:
-        network: an `AttriVAE`.
+        network: whose prior is sampled.
         count: how many; none are written for 0.
         output_dir: the folder.
         spacing_mm: of the model's grid, one number or one per axis; None: 1 mm. The samples lie in

@@ -1,0 +1,247 @@
+"""What a GAN draws and what its subspaces hold, as pictures and numbers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.figure import Figure
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from monai.utils import ensure_tuple_rep
+from torch import Tensor
+
+from medvae.data import Cohort, Factors, write_text
+from medvae.engines import classify, image_features, train_classifier
+from medvae.explain import SwapInferer, reconstruct, sample, swap_subspaces
+from medvae.metrics import degraded, judge_swaps, psnr, realism_report, ssim
+from medvae.networks import DisentangledGAN, FactorClassifier
+from medvae.report.plots import _plane, _save, plot_reconstructions
+
+__all__ = ["GanEvaluation", "SwapsMontaged", "plot_series"]
+
+Array = npt.NDArray[np.float32]
+Numbers = npt.NDArray[np.float64]
+SHOWN = 8  # images in a row of the pictures
+BATCH = 16
+NEIGHBOURS = 3  # of precision and recall
+
+logger = logging.getLogger("medvae")
+
+
+def plot_series(
+    images: Mapping[str, Array],
+    titles: Mapping[str, Sequence[str]],
+    path: str | Path,
+    spacing_mm: Sequence[float] | float = 1.0,
+) -> Path:
+    """Plot central planes of named rows of images, each with its title, and save them.
+
+    Args:
+        images: by the rows' names, in [0, 1], shape (V, *S), 2D or 3D.
+        titles: of the V images of every row.
+        path: the PNG to write.
+        spacing_mm: of the voxels, for the proportions.
+    """
+    columns = max(map(len, images.values()))
+    figure = Figure(figsize=(1.4 * columns + 1.2, 1.6 * len(images)), layout="constrained")
+    axes = figure.subplots(len(images), columns, squeeze=False)
+    for panel in axes.flat:
+        panel.set_xticks([])
+        panel.set_yticks([])
+        panel.set_frame_on(False)
+    for row, (name, series) in zip(axes, images.items(), strict=True):
+        row[0].set_ylabel(name, fontsize=8)
+        for panel, image, title in zip(row, series, titles[name], strict=False):
+            steps = ensure_tuple_rep(spacing_mm, image.ndim)
+            plane, aspect = _plane(image[None]), float(steps[1] / steps[0])
+            panel.imshow(plane, cmap="gray", vmin=0, vmax=1, aspect=aspect)
+            panel.set_title(title, fontsize=8)
+    return _save(figure, path)
+
+
+class SwapsMontaged(MapTransform):
+    """Write `plot_series` of an item to `ID_swaps.png`; the item passes unchanged.
+
+    Args:
+        keys: what a `medvae.explain.SwapInferer` gave, (M, *S), one key.
+        inferer: that inferer.
+        output_dir: where the PNG goes, in a folder named by the item's id.
+        spacing_mm: of the grid, one number or one per axis.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        inferer: SwapInferer,
+        output_dir: str | Path,
+        spacing_mm: Sequence[float] | float = 1.0,
+    ) -> None:
+        super().__init__(keys)
+        self.inferer, self.output_dir = inferer, Path(output_dir)
+        self.spacing_mm = spacing_mm
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write the picture and return the item."""
+        name = str(data["id"]).replace("/", "_")
+        for key in self.keys:
+            titles = self.inferer.titles
+            series = {
+                part: np.asarray(images).reshape(len(titles[part]), -1, *images.shape[1:])[:, 0]
+                for part, images in self.inferer.split(data[key]).items()
+            }
+            path = self.output_dir / name / f"{name}_swaps.png"
+            plot_series(series, titles, path, self.spacing_mm)
+        return dict(data)
+
+
+class GanEvaluation:
+    """How a trained GAN draws, reconstructs and swaps, as numbers and pictures.
+
+    What its subspaces tell of the factors is for `SubspaceEvaluation`. A classifier that shares
+    nothing with the model is trained on the training subjects and then judges swapped images, and
+    gives the features in which sets of images are compared. Writes `images.json`, `samples.png`,
+    `reconstructions.png` and `swaps.png` (every subject with each subspace of the one before it)
+    into the output folder.
+
+    Args:
+        network: a `DisentangledGAN`.
+        factors: of its cohort.
+        train: batches of the pool's training subjects, in the order of its table. Factors that go
+            together there are taken for each other by the judge.
+        test: batches of the cohort's test subjects, in the order of its table.
+        prepare_batch: as in training.
+        output_dir: where results go.
+        device: where to compute.
+        spacing_mm: of the grid, for the proportions of the pictures.
+        samples: images drawn, to be compared with the real ones.
+        judge_steps: batches that the judge is trained on.
+        n_resamples: for intervals.
+        seed: of samples, judge and resamples.
+    """
+
+    def __init__(
+        self,
+        network: DisentangledGAN,
+        factors: Factors,
+        train: Iterable[Mapping[str, Any]],
+        test: Iterable[Mapping[str, Any]],
+        prepare_batch: Callable[..., tuple[Tensor, Mapping[str, Tensor]]],
+        output_dir: str | Path,
+        device: str | torch.device = "cpu",
+        spacing_mm: Sequence[float] | float = 1.0,
+        samples: int = 256,
+        judge_steps: int = 600,
+        n_resamples: int = 500,
+        seed: int = 0,
+    ) -> None:
+        self.network, self.factors = network, factors
+        self.train, self.test = train, test
+        self.prepare_batch, self.device = prepare_batch, device
+        self.output_dir, self.spacing_mm = Path(output_dir), spacing_mm
+        self.samples, self.judge_steps = samples, judge_steps
+        self.n_resamples, self.seed = n_resamples, seed
+
+    def run(self) -> dict[str, Any]:
+        """Evaluate, write everything and return what images.json holds."""
+        images, again = self._reconstructed(self.test)
+        drawn = sample(self.network, self.samples, self.seed, self.device).cpu()
+        judge = self._judge()
+        found, wanted = again.numpy(), images.numpy()
+        metrics: dict[str, Any] = {
+            "subjects": len(images),
+            "reconstruction": {
+                "psnr_db": float(psnr(found, wanted).mean()),
+                "ssim": float(ssim(found, wanted).mean()),
+            },
+            "swaps": self._judged(judge, images, again),
+        }
+        if min(len(images) // 2, len(drawn)) > NEIGHBOURS:
+            metrics["realism"] = realism_report(
+                image_features(judge, drawn),
+                image_features(judge, images),
+                "FactorClassifier of the training subjects",
+                image_features(judge, degraded(images)),
+                NEIGHBOURS,
+                seed=self.seed,
+            )
+        write_text(self.output_dir / "images.json", json.dumps(metrics, indent=1) + "\n")
+        self._plot(images, again, drawn)
+        logger.info("Done: look at swaps.png and images.json in %s", self.output_dir.resolve())
+        return metrics
+
+    def _reconstructed(self, data: Iterable[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
+        """Return images and reconstructions, on the CPU."""
+        pairs = []
+        for batch in data:
+            image, _ = self.prepare_batch(batch, self.device)
+            pairs.append((image.cpu(), reconstruct(self.network, image).cpu()))
+        images, again = (torch.cat(column) for column in zip(*pairs, strict=True))
+        return images, again
+
+    def _labels(self, cohort: Cohort, split: str) -> dict[str, Numbers]:
+        """Return class numbers of the factors that have classes, NaN where missing."""
+        table = cohort.subjects
+        values = self.factors.values(table[table["split"] == split])
+        columns = zip(self.factors.kinds.items(), values.T, strict=True)
+        return {name: column for (name, kind), column in columns if kind != "continuous"}
+
+    def _judge(self) -> FactorClassifier:
+        images, again = self._reconstructed(self.train)
+        labels = self._labels(self.factors.pool, "train")
+        # reconstructions, too: else the judge knows real images alone, and guesses of others
+        targets = {name: torch.from_numpy(values) for name, values in labels.items()}
+        return train_classifier(
+            [images, again], targets, steps=self.judge_steps, seed=self.seed, device=self.device
+        )
+
+    def _judged(self, judge: FactorClassifier, images: Tensor, again: Tensor) -> dict[str, Any]:
+        labels = self._labels(self.factors.cohort, "test")
+        references = {"real": classify(judge, images), "reconstruction": classify(judge, again)}
+        result = {}
+        for name in labels:
+            swapped = self._swapped(images, name)
+            result[name] = judge_swaps(
+                classify(judge, swapped),
+                name,
+                labels,
+                np.roll(labels[name], 1),
+                references,
+                n_resamples=self.n_resamples,
+                seed=self.seed,
+            )
+        return result
+
+    def _swapped(self, images: Tensor, name: str) -> Tensor:
+        """Return every image with a subspace of the one before it."""
+        pairs = zip(images.split(BATCH), images.roll(1, 0).split(BATCH), strict=True)
+        parts = (
+            swap_subspaces(self.network, image.to(self.device), donor.to(self.device), name).cpu()
+            for image, donor in pairs
+        )
+        return torch.cat(list(parts))
+
+    def _plot(self, images: Tensor, again: Tensor, drawn: Tensor) -> None:
+        rows = [part[:, 0].numpy() for part in drawn[: 3 * SHOWN].split(SHOWN)]
+        plot_series(
+            {f"samples {k + 1}": row for k, row in enumerate(rows)},
+            {f"samples {k + 1}": [""] * SHOWN for k in range(len(rows))},
+            self.output_dir / "samples.png",
+            self.spacing_mm,
+        )
+        table = self.factors.cohort.subjects
+        names = [str(name) for name in table["id"][table["split"] == "test"]][:SHOWN]
+        shown, shown_again = images[: len(names)].numpy(), again[: len(names)].numpy()
+        path = self.output_dir / "reconstructions.png"
+        plot_reconstructions(shown, shown_again, names, path)
+        series = {"image": shown[:, 0], "reconstruction": shown_again[:, 0]}
+        for name in self.network.subspaces.names:
+            series[f"{name} of the left"] = self._swapped(images, name)[: len(names), 0].numpy()
+        titles = {key: names if key == "image" else [""] * len(names) for key in series}
+        plot_series(series, titles, self.output_dir / "swaps.png", self.spacing_mm)

@@ -1,0 +1,183 @@
+"""The GANs' bundles, end to end on a tiny phantom cohort, in 2D and 3D, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from medvae.data import phantoms
+
+BUNDLES = Path(__file__).parents[1] / "bundles"
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+
+
+def configs(spatial_dims: int) -> Path:
+    return BUNDLES / f"disentangled_gan_{spatial_dims}d" / "configs"
+
+
+def tiny(root: Path, spatial_dims: int, **overrides: Any) -> dict[str, Any]:
+    """Overrides that make a run of seconds."""
+    return {
+        "bundle_root": str(root),
+        "subjects": str(root / "data" / "subjects.csv"),
+        "spacing_mm": 6.0,
+        "image_size": [16] * spatial_dims,
+        "channels": [8, 6, 4],
+        "mapping_layers": 2,
+        "batch_size": 8,
+        **overrides,
+    }
+
+
+def run(names: list[str], overrides: dict[str, Any], spatial_dims: int, kind: str = "train") -> Any:
+    folder = configs(spatial_dims)
+    flow = ConfigWorkflow(
+        config_file=[str(folder / name) for name in names],
+        meta_file=str(folder / "metadata.json"),
+        logging_file=str(folder / "logging.conf"),
+        workflow_type=kind,
+        **overrides,
+    )
+    flow.initialize()
+    flow.run()
+    flow.finalize()
+    return flow
+
+
+def training(root: Path, spatial_dims: int, **overrides: Any) -> dict[str, Any]:
+    sizes = {"factors": {"diagnosis": {"size": 2}, "scanner": {"size": 2}}, "free_size": 3}
+    quick = {"n_permutations": 2, "n_resamples": 4, "drawn": 16, "judge_steps": 5}
+    quick["fractions"] = [0.5, 0.2, 0.3]
+    return tiny(root, spatial_dims, max_epochs=2, **sizes, **quick, **overrides)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def trained(request: Any, tmp_path_factory: Any) -> tuple[Path, int]:
+    root = tmp_path_factory.mktemp(f"gan{request.param}d")
+    phantoms(root / "data", 32, spatial_dims=request.param)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "parsing config_file", UserWarning)
+        run(["train.yaml"], training(root, request.param), request.param)
+    return root, request.param
+
+
+def test_training_leaves_model_numbers_and_pictures(trained):
+    root, _ = trained
+    metrics = json.loads((root / "eval" / "metrics.json").read_text())
+    assert list(metrics["heads"]) == ["diagnosis", "scanner"]
+    assert list(metrics["leakage"]["subspaces"]) == ["diagnosis", "scanner", "free", "whole"]
+    images = json.loads((root / "eval" / "images.json").read_text())
+    assert images["reconstruction"].keys() == {"psnr_db", "ssim"}
+    assert images["swaps"]["scanner"]["follows"].keys() >= {"value", "chance"}
+    for picture in ("samples", "reconstructions", "swaps", "curves"):
+        assert (root / "eval" / f"{picture}.png").stat().st_size > 5000
+    history = pd.read_csv(root / "eval" / "history.csv")
+    assert list(history["epoch"]) == [1, 2]
+    parts = history[[name for name in history if name[:2] in ("d_", "g_")]].sum(axis=1)
+    np.testing.assert_allclose(parts, history["loss"], rtol=1e-4)
+    assert len(pd.read_csv(root / "eval" / "codes.csv")) == 32
+    assert not (root / "models" / "checkpoint.pt").exists()
+    saved = json.loads((root / "models" / "factors.json").read_text())
+    assert [factor["name"] for factor in saved["factors"]] == ["diagnosis", "scanner"]
+
+
+def test_evaluating_again_gives_the_same(trained):
+    root, spatial_dims = trained
+    before = json.loads((root / "eval" / "metrics.json").read_text())
+    settings = training(root, spatial_dims, output_dir=str(root / "again"))
+    run(["train.yaml", "evaluate.yaml"], settings, spatial_dims)
+    assert json.loads((root / "again" / "metrics.json").read_text()) == before
+
+
+def test_inference(trained):
+    root, spatial_dims = trained
+    table = pd.read_csv(root / "data" / "subjects.csv").head(3)
+    for column in ("image", "mask"):
+        table[column] = [str(root / "data" / cell) for cell in table[column]]
+    table.drop(columns=["scanner", "diagnosis"]).to_csv(root / "new.csv", index=False)
+    settings = tiny(
+        root, spatial_dims, subjects=str(root / "new.csv"), output_dir=str(root / "out")
+    )
+    swaps = {"donor": "phantom0001", "interpolate": True, "resample": 2, "samples": 2}
+    run(["inference.yaml"], settings | swaps, spatial_dims, "infer")
+    rows = pd.read_csv(root / "out" / "predictions.csv")
+    assert list(rows)[:8] == ["id", *(f"z{d}" for d in range(7))]
+    assert list(rows)[8:] == [
+        f"probability_{name}" for name in ("diagnosis_0", "diagnosis_1", "scanner_A", "scanner_B")
+    ]
+    image = nib.load(table["image"][0])
+    found = {}
+    for name, count in (
+        ("reconstruction", 1),
+        ("map_diagnosis", 1),
+        ("from_phantom0001", 5),
+        ("to_phantom0001", 5),
+        ("sampled_scanner", 2),
+        ("sampled_free", 2),
+    ):
+        file = nib.load(root / "out" / "phantom0000" / f"phantom0000_{name}.nii.gz")
+        np.testing.assert_allclose(file.affine, image.affine, atol=1e-4)
+        assert file.shape[: image.ndim] == image.shape
+        assert np.prod(file.shape) == count * np.prod(image.shape)
+        found[name] = file.get_fdata().reshape(*image.shape, count)
+    swapped, moved = found["from_phantom0001"], found["to_phantom0001"]
+    np.testing.assert_allclose(swapped[..., 0], found["reconstruction"][..., 0], atol=0.05)
+    np.testing.assert_allclose(moved[..., 0], swapped[..., 0], atol=0.05)
+    np.testing.assert_allclose(moved[..., -1], swapped[..., -1], atol=0.05)
+    assert (root / "out" / "phantom0000" / "phantom0000_swaps.png").stat().st_size > 5000
+    assert (root / "out" / "samples.png").stat().st_size > 2000
+
+
+@pytest.mark.parametrize("trained", [2], indirect=True)
+def test_an_interrupted_training_goes_on_to_the_same_bits(trained, tmp_path):
+    root, spatial_dims = trained
+    folders = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
+    settings = training(root, spatial_dims, **folders)
+    stop = ["$setattr(@train::trainer.state, 'max_epochs', 1)", "$@train::trainer.run()"]
+    run(["train.yaml"], settings | {"run": stop}, spatial_dims)
+    saved = torch.load(tmp_path / "models" / "checkpoint.pt", weights_only=True)
+    assert saved["epoch"] == 1
+    assert {"generator", "optimizer_d", "loss"} <= saved.keys()
+    run(["train.yaml"], settings, spatial_dims)
+    whole = torch.load(root / "models" / "model.pt", weights_only=True)
+    resumed = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_the_published_system_is_one_switch(tmp_path):
+    phantoms(tmp_path / "data", 32, spatial_dims=2)
+    flow = run(["train.yaml"], training(tmp_path, 2, faithful=True), 2)
+    step = flow.parser.get_parsed_content("train::trainer").state
+    assert step.epoch == 2
+    network = flow.parser.get_parsed_content("network")
+    assert network.generator.layers == 8
+    generator = flow.parser.get_parsed_content("generator")
+    for mean, value in zip(network.generator.parameters(), generator.parameters(), strict=True):
+        assert torch.equal(mean, value)  # no running average
+    dependence = flow.parser.get_parsed_content("dependence")
+    assert not dependence.unbiased
+    assert dependence.memory == 32
+    assert dependence.target_weight == 0
+
+
+def test_the_bundles_differ_in_a_few_values():
+    for name in ("train.yaml", "inference.yaml", "evaluate.yaml", "multi_gpu_train.yaml"):
+        two, three = ((configs(d) / name).read_text().splitlines() for d in (2, 3))
+        assert len(two) == len(three)
+        for left, right in zip(two, three, strict=True):
+            if left.replace("gan_2d", "gan_3d") != right and not left.startswith("#"):
+                key = left.split(":")[0]
+                assert key == right.split(":")[0]
+                assert key in (
+                    ("spatial_dims", "spacing_mm", "image_size", "channels", "phantoms")
+                    + ("max_epochs", "batch_size")
+                )
