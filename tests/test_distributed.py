@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from medvae.data import phantoms
+from medvae.engines.gan import _average_gradients
 from medvae.losses import AttributeRegularizationLoss, AttriVAELoss
 from medvae.networks import AttriVAE
 
@@ -95,10 +96,12 @@ def test_two_ranks_equal_one_with_the_doubled_batch(tmp_path: Path) -> None:
     assert any((a - b).abs().max() > 1e-3 for a, b in zip(weights, start, strict=True))
 
 
-def torchrun(settings: dict[str, Any], *overlays: Path) -> subprocess.Popen[str]:
-    files = [str(CONFIGS / name) for name in ("train.yaml", "multi_gpu_train.yaml")]
+def torchrun(
+    settings: dict[str, Any], *overlays: Path, configs: Path = CONFIGS
+) -> subprocess.Popen[str]:
+    files = [str(configs / name) for name in ("train.yaml", "multi_gpu_train.yaml")]
     files += map(str, overlays)
-    names = {"meta_file": CONFIGS / "metadata.json", "logging_file": CONFIGS / "logging.conf"}
+    names = {"meta_file": configs / "metadata.json", "logging_file": configs / "logging.conf"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += ["--master_port", str(free_port()), "-m", "monai.bundle", "run", "training"]
     command += [f"--config_file={files}"]
@@ -125,9 +128,66 @@ def test_the_bundle_runs_on_two_processes(cohort: Path) -> None:
     assert history["val_interpretability"].notna().all()
     for name in ("models/model.pt", "models/run.json", "eval/metrics.json", "eval/codes.png"):
         assert (cohort / name).exists()
-    assert output.count("Done: look at") == 1
+    assert output.count("Done: open") == 1
     weights = torch.load(cohort / "models" / "model.pt", weights_only=True)
     assert not any(name.startswith("module.") for name in weights)
+
+
+SUBSPACES = {
+    "disentangled_encoder": {"channels": [4, 4, 8, 8]},
+    "disentangled_gan_2d": {
+        "channels": [8, 6, 4],
+        "mapping_layers": 2,
+        "drawn": 16,
+        "judge_steps": 3,
+    },
+}
+
+
+@pytest.mark.parametrize("name", SUBSPACES)
+def test_bundles_with_subspaces_run_on_two_processes(
+    cohort: Path, tmp_path: Path, name: str
+) -> None:
+    settings = {
+        "bundle_root": tmp_path,
+        "subjects": cohort / "data" / "subjects.csv",
+        "spacing_mm": 6.0,
+        "image_size": [16, 16],
+        "fractions": [0.5, 0.2, 0.3],
+        "max_epochs": 1,
+        "batch_size": 4,
+        "n_permutations": 1,
+        "n_resamples": 2,
+        **SUBSPACES[name],
+    }
+    process = torchrun(settings, configs=CONFIGS.parents[1] / name / "configs")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+    for written in ("models/model.pt", "models/factors.json", "eval/metrics.json"):
+        assert (tmp_path / written).exists()
+    assert len(pd.read_csv(tmp_path / "eval" / "history.csv")) == 1
+    weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert not any(part.startswith("module.") for part in weights)
+
+
+def averaging(rank: int, port: int, results: str) -> None:
+    address = f"tcp://localhost:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    parameters[0].grad = torch.full((2,), float(rank))
+    if rank == 1:  # a term that was due there alone
+        parameters[1].grad = torch.full((2,), 3.0)
+    _average_gradients(parameters)
+    torch.save([p.grad for p in parameters], f"{results}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_the_gans_gradients_are_means_over_the_ranks(tmp_path: Path) -> None:
+    mp.spawn(averaging, (free_port(), str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        first, second = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert first.tolist() == [0.5, 0.5]
+        assert second.tolist() == [1.5, 1.5]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

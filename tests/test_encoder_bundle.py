@@ -39,7 +39,8 @@ def tiny(root, spatial_dims):
 
 
 def training(root, spatial_dims, **overrides):
-    quick = {"max_epochs": 2, "batch_size": 8, "n_permutations": 2, "n_resamples": 4}
+    quick: dict = {"max_epochs": 2, "batch_size": 8, "n_permutations": 2, "n_resamples": 4}
+    quick["fractions"] = [0.5, 0.2, 0.3]
     return tiny(root, spatial_dims) | quick | overrides
 
 
