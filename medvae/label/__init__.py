@@ -1,0 +1,23 @@
+"""Trained bundles behind MONAI Label: maps and counterfactuals in 3D Slicer, OHIF and over REST.
+
+What needs MONAI Label itself is in `medvae.label.app` and is imported by its server alone, so that
+everything else runs, and is tested, without it.
+"""
+
+from medvae.label.asked import Asked, clamped
+from medvae.label.bins import bin_edges, quantise
+from medvae.label.ranking import disagreement, distances, training_codes
+from medvae.label.served import Answer, ServedBundle, find_bundles
+
+__all__ = [
+    "Answer",
+    "Asked",
+    "ServedBundle",
+    "bin_edges",
+    "clamped",
+    "disagreement",
+    "distances",
+    "find_bundles",
+    "quantise",
+    "training_codes",
+]
