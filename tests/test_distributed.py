@@ -107,8 +107,8 @@ def torchrun(
     command += [f"--config_file={files}"]
     command += [f"--{key}={value}" for key, value in (settings | names).items()]
     return subprocess.Popen(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, encoding="utf-8", stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, encoding="utf-8",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 
