@@ -73,10 +73,12 @@ def training(root, spatial_dims=3, **overrides):
 
 
 def workflow(configs, overrides, workflow_type="train", **kwargs):
+    """Of the bundle in whose folder the first of the files lies."""
+    folder = Path(configs[0]).parent
     return ConfigWorkflow(
         config_file=[str(c) for c in configs],
-        meta_file=str(CONFIGS / "metadata.json"),
-        logging_file=str(CONFIGS / "logging.conf"),
+        meta_file=str(folder / "metadata.json"),
+        logging_file=str(folder / "logging.conf"),
         workflow_type=workflow_type,
         **overrides,
         **kwargs,

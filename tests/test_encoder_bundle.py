@@ -8,11 +8,11 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import test_bundles
 import torch
 import yaml
 from monai.bundle import (
     ConfigParser,
-    ConfigWorkflow,
     ckpt_export,
     verify_metadata,
     verify_net_in_out,
@@ -51,17 +51,7 @@ def training(root, spatial_dims, **overrides):
 
 
 def run(configs, overrides, workflow_type="train"):
-    flow = ConfigWorkflow(
-        config_file=[str(CONFIGS / name) for name in configs],
-        meta_file=str(CONFIGS / "metadata.json"),
-        logging_file=str(CONFIGS / "logging.conf"),
-        workflow_type=workflow_type,
-        **overrides,
-    )
-    flow.initialize()
-    flow.run()
-    flow.finalize()
-    return flow
+    return test_bundles.run([CONFIGS / name for name in configs], overrides, workflow_type)
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -151,6 +141,7 @@ def test_made_confounding_leaves_rows_out_and_a_balanced_test(tmp_path):
     assert len(set(counts.values())) == 1
 
 
+@pytest.mark.parametrize("trained", [2], indirect=True)
 @pytest.mark.parametrize(
     "dependence",
     [
@@ -167,8 +158,6 @@ def test_made_confounding_leaves_rows_out_and_a_balanced_test(tmp_path):
 )
 def test_other_losses_train_by_configuration(trained, tmp_path, dependence):
     root, spatial_dims = trained
-    if spatial_dims == 3:
-        pytest.skip("2D says it all")
     overrides = training(root, 2, max_epochs=1, batch_size=12, balance=None)
     overrides |= {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
     parser = ConfigParser(yaml.safe_load((CONFIGS / "train.yaml").read_text()))
@@ -179,14 +168,13 @@ def test_other_losses_train_by_configuration(trained, tmp_path, dependence):
     assert (tmp_path / "models" / "model.pt").exists()
 
 
+@pytest.mark.parametrize("trained", [2], indirect=True)
 def test_metadata_and_the_networks_shapes(trained, tmp_path):
     verify_metadata(
         meta_file=str(CONFIGS / "metadata.json"),
         filepath=str(REPOSITORY / "tests" / "schemas" / "bundle_metadata.json"),
     )
     root, spatial_dims = trained
-    if spatial_dims == 3:
-        pytest.skip("the metadata are of 2D")
     overrides = {
         "bundle_root": str(root),
         "subjects": str(root / "data" / "subjects.csv"),
@@ -201,6 +189,7 @@ def test_metadata_and_the_networks_shapes(trained, tmp_path):
     )
 
 
+@pytest.mark.parametrize("trained", [2], indirect=True)
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -214,8 +203,6 @@ def test_metadata_and_the_networks_shapes(trained, tmp_path):
 )
 def test_what_is_wrong_is_said_in_a_sentence(trained, tmp_path, overrides, message):
     root, spatial_dims = trained
-    if spatial_dims == 3:
-        pytest.skip("2D says it all")
     places = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
     with pytest.raises(SystemExit, match=message):
         run(["train.yaml"], training(root, 2) | places | overrides)

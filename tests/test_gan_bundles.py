@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import test_bundles
 import torch
-from monai.bundle import ConfigWorkflow
 
 from medvae.data import phantoms
 
@@ -39,18 +39,7 @@ def tiny(root: Path, spatial_dims: int, **overrides: Any) -> dict[str, Any]:
 
 
 def run(names: list[str], overrides: dict[str, Any], spatial_dims: int, kind: str = "train") -> Any:
-    folder = configs(spatial_dims)
-    flow = ConfigWorkflow(
-        config_file=[str(folder / name) for name in names],
-        meta_file=str(folder / "metadata.json"),
-        logging_file=str(folder / "logging.conf"),
-        workflow_type=kind,
-        **overrides,
-    )
-    flow.initialize()
-    flow.run()
-    flow.finalize()
-    return flow
+    return test_bundles.run([configs(spatial_dims) / name for name in names], overrides, kind)
 
 
 def training(root: Path, spatial_dims: int, **overrides: Any) -> dict[str, Any]:

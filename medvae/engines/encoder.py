@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.metrics import EpochMetric
 from sklearn.metrics import balanced_accuracy_score, r2_score
 from torch import Tensor
 
 from medvae.data import Factors
+from medvae.engines.handlers import EpochScore
 from medvae.engines.steps import EvaluationStep
 from medvae.losses import factor_predictions
 from medvae.networks import Subspaces
@@ -59,7 +59,7 @@ def factor_scores(factors: Factors, logits: Tensor, values: np.ndarray) -> dict[
     return scores
 
 
-class FactorScore(EpochMetric):
+class FactorScore(EpochScore):
     """Mean of `factor_scores` over an epoch, for model selection.
 
     It does not see leakage: where factors go together in the validation split, so may subspaces.
@@ -70,23 +70,8 @@ class FactorScore(EpochMetric):
 
     def __init__(self, factors: Factors) -> None:
         self.factors = factors
-        super().__init__(
-            self._compute,
-            output_transform=lambda output: (output["logits"], output["factors"]),
-            check_compute_fn=False,
-        )
+        super().__init__("logits", "factors")
 
-    def compute(self) -> float:
-        """Return the metric of the rows of this process, which sees the whole validation split."""
-        return self._compute(torch.cat(self._predictions), torch.cat(self._targets))
-
-    def _compute(self, logits: Tensor, values: Tensor) -> float:
-        logits = logits.reshape(len(logits), -1).cpu()  # ignite drops an axis of one
-        columns = values.reshape(len(values), -1).double().cpu().numpy()
-        scores = list(factor_scores(self.factors, logits, columns).values())
-        if np.isnan(scores).all():
-            raise ValueError(
-                f"no factor has two known values among the {len(columns)} validation rows to "
-                "select a model by; enlarge the validation share in `fractions`"
-            )
-        return float(np.nanmean(scores))
+    def scores(self, first: Tensor, second: Tensor) -> np.ndarray:
+        """Return the score of every factor."""
+        return np.array(list(factor_scores(self.factors, first, second.double().numpy()).values()))

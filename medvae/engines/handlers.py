@@ -28,7 +28,41 @@ from medvae.networks import Subspaces
 __all__ = ["History", "InterpretabilityMetric", "PredictionWriter", "ProgressBar", "read_history"]
 
 
-class InterpretabilityMetric(EpochMetric):
+class EpochScore(EpochMetric):
+    """A score of two outputs over an epoch, for model selection.
+
+    Args:
+        first: key of the one in the evaluator's output, rows of numbers.
+        second: key of the other.
+    """
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(
+            self._compute,
+            output_transform=lambda output: (output[first], output[second]),
+            check_compute_fn=False,
+        )
+
+    def compute(self) -> float:
+        """Return the score of the rows of this process, which sees the whole validation split."""
+        return self._compute(torch.cat(self._predictions), torch.cat(self._targets))
+
+    def _compute(self, first: Tensor, second: Tensor) -> float:
+        # ignite drops an axis of one
+        scores = self.scores(*(t.reshape(len(t), -1).cpu() for t in (first, second)))
+        if np.isnan(scores).all():
+            raise ValueError(
+                f"nothing is known often enough among the {len(first)} validation rows to select a "
+                "model by; enlarge the validation share in `fractions`"
+            )
+        return float(np.nanmean(scores))
+
+    def scores(self, first: Tensor, second: Tensor) -> np.ndarray:
+        """Return what is averaged, NaN where it is not defined, of (N, P) and (N, Q)."""
+        raise NotImplementedError
+
+
+class InterpretabilityMetric(EpochScore):
     """Mean interpretability (R2 of attribute k on its axis) over an epoch, for model selection.
 
     Args:
@@ -38,27 +72,12 @@ class InterpretabilityMetric(EpochMetric):
 
     def __init__(self, tied: bool = True) -> None:
         self.tied = tied
-        super().__init__(
-            self._compute,
-            output_transform=lambda output: (output["mean"], output["attributes"]),
-            check_compute_fn=False,
-        )
+        super().__init__("mean", "attributes")
 
-    def compute(self) -> float:
-        """Return the metric of the rows of this process, which sees the whole validation split."""
-        return self._compute(torch.cat(self._predictions), torch.cat(self._targets))
-
-    def _compute(self, codes: Tensor, attributes: Tensor) -> float:
-        # ignite drops an axis of one
-        codes, attributes = (t.reshape(len(t), -1).cpu() for t in (codes, attributes))
-        axes = list(range(attributes.shape[1])) if self.tied else None
-        values = interpretability(codes.numpy(), attributes.numpy(), axes)
-        if np.isnan(values).all():
-            raise ValueError(
-                f"no attribute is known often enough among the {len(codes)} validation rows to "
-                "select a model by; enlarge the validation share in `fractions`"
-            )
-        return float(np.nanmean(values))
+    def scores(self, first: Tensor, second: Tensor) -> np.ndarray:
+        """Return the interpretability of every attribute."""
+        axes = list(range(second.shape[1])) if self.tied else None
+        return interpretability(first.numpy(), second.numpy(), axes)
 
 
 class PredictionWriter:

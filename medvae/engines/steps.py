@@ -95,8 +95,7 @@ class TrainingStep:
         control: a further term of the loss that asks the network again, called with it and the
             posterior means, such as `medvae.losses.ControlLoss`; None: none.
         augment: of the batch's images, such as `medvae.engines.DifferentiableAugmentation`, which
-            is a hundred times as fast as a transform of single images; masks do not move along.
-            None: none.
+            is faster than a transform of single images; masks do not move along. None: none.
     """
 
     def __init__(

@@ -228,6 +228,7 @@ class SubspaceClassifier(SubspaceEncoder):
     same names.
     """
 
+    # the other return type is what this class is for
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
         """Return logits (B, O) of images (B, C, *S)."""
         return self.classify(self.encode(image))

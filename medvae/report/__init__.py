@@ -10,10 +10,11 @@ from medvae.report.plots import (
     plot_codes,
     plot_curves,
     plot_reconstructions,
+    plot_series,
 )
 from medvae.report.samples import write_samples
 from medvae.report.subspaces import SubspaceEvaluation, leakage_table
-from medvae.report.swaps import GanEvaluation, SwapsMontaged, plot_series
+from medvae.report.swaps import GanEvaluation, SwapsMontaged
 from medvae.report.sweeps import manipulation_table, plot_sweeps
 from medvae.report.tables import metrics_table
 from medvae.report.traversals import TraversalMontaged, plot_traversals, write_gif

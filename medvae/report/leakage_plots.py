@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from medvae.report.plots import _save
+from medvae.report.plots import save_figure
 
 __all__ = ["plot_embeddings", "plot_leakage"]
 
@@ -65,7 +65,7 @@ def plot_leakage(report: Mapping[str, Any], path: str | Path) -> Path:
     bar.set_label("points above chance", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     bar.outline.set_visible(False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_embeddings(
@@ -120,7 +120,7 @@ def plot_embeddings(
             axis.set_yticks([])
             if row == 0:
                 axis.set_title(f"coloured by {factor}", fontsize=9)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def embedded(codes: npt.NDArray[np.float64], seed: int = 0) -> npt.NDArray[np.float64]:

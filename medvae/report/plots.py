@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from monai.utils import ensure_tuple_rep
 
 from medvae.data.output import write_bytes
 
@@ -17,12 +18,13 @@ __all__ = [
     "plot_codes",
     "plot_curves",
     "plot_reconstructions",
+    "plot_series",
 ]
 
 COLOURS = {"train": "0.75", "val": "tab:orange", "test": "tab:blue"}
 
 
-def _grid(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def panel_grid(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Return a figure with at least `count` axes; those beyond are switched off."""
     columns = min(columns, count)
     rows = ceil(count / columns)
@@ -33,7 +35,7 @@ def _grid(count: int, columns: int, width: float, height: float) -> tuple[Figure
     return figure, axes[:count]
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
     picture = BytesIO()
     figure.savefig(picture, dpi=110)
     write_bytes(path, picture.getvalue())
@@ -48,7 +50,7 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Pat
         path: the PNG to write.
     """
     names = [name for name in history if name != "epoch"]
-    figure, axes = _grid(len(names), 4, 3.0, 2.3)
+    figure, axes = panel_grid(len(names), 4, 3.0, 2.3)
     for axis, name in zip(axes, names, strict=True):
         values = np.asarray(history[name], dtype=float)
         axis.plot(history["epoch"], values, color="tab:blue", lw=1.2)
@@ -61,7 +63,7 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Pat
         axis.set_xlabel("epoch", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_codes(
@@ -85,7 +87,7 @@ def plot_codes(
         axes: numbers of the K latent axes; None counts from 0.
     """
     numbers = range(len(names)) if axes is None else axes
-    figure, panels = _grid(len(names), 3, 3.3, 2.9)
+    figure, panels = panel_grid(len(names), 3, 3.3, 2.9)
     split_of = np.asarray(splits)
     for k, (axis, name) in enumerate(zip(panels, names, strict=True)):
         for split, colour in COLOURS.items():
@@ -99,10 +101,10 @@ def plot_codes(
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
     panels[0].legend(fontsize=7, frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _plane(volume: np.ndarray) -> np.ndarray:
+def central_plane(volume: np.ndarray) -> np.ndarray:
     """Return the first channel's central plane across the last axis, upright for the eye."""
     image = volume[0]
     if image.ndim == 3:
@@ -128,7 +130,10 @@ def plot_reconstructions(
     figure = Figure(figsize=(1.7 * count + 0.6, 5.4), layout="constrained")
     axes = figure.subplots(3, count, squeeze=False)
     for column, title in enumerate(titles):
-        image, reconstruction = _plane(images[column]), _plane(reconstructions[column])
+        image, reconstruction = (
+            central_plane(images[column]),
+            central_plane(reconstructions[column]),
+        )
         axes[0, column].imshow(image, cmap="gray", vmin=0, vmax=1)
         axes[1, column].imshow(reconstruction, cmap="gray", vmin=0, vmax=1)
         axes[2, column].imshow(reconstruction - image, cmap="berlin", vmin=-0.5, vmax=0.5)
@@ -138,4 +143,35 @@ def plot_reconstructions(
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
-    return _save(figure, path)
+    return save_figure(figure, path)
+
+
+def plot_series(
+    images: Mapping[str, np.ndarray],
+    titles: Mapping[str, Sequence[str]],
+    path: str | Path,
+    spacing_mm: Sequence[float] | float = 1.0,
+) -> Path:
+    """Plot central planes of named rows of images, each with its title, and save them.
+
+    Args:
+        images: by the rows' names, in [0, 1], shape (V, *S), 2D or 3D.
+        titles: of the V images of every row.
+        path: the PNG to write.
+        spacing_mm: of the voxels, for the proportions.
+    """
+    columns = max(map(len, images.values()))
+    figure = Figure(figsize=(1.4 * columns + 1.2, 1.6 * len(images)), layout="constrained")
+    axes = figure.subplots(len(images), columns, squeeze=False)
+    for panel in axes.flat:
+        panel.set_xticks([])
+        panel.set_yticks([])
+        panel.set_frame_on(False)
+    for row, (name, series) in zip(axes, images.items(), strict=True):
+        row[0].set_ylabel(name, fontsize=8)
+        for panel, image, title in zip(row, series, titles[name], strict=False):
+            steps = ensure_tuple_rep(spacing_mm, image.ndim)
+            plane, aspect = central_plane(image[None]), float(steps[1] / steps[0])
+            panel.imshow(plane, cmap="gray", vmin=0, vmax=1, aspect=aspect)
+            panel.set_title(title, fontsize=8)
+    return save_figure(figure, path)

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib.figure import Figure
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
-from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
 from medvae.data import Cohort, Factors, write_text
@@ -22,9 +20,9 @@ from medvae.engines import classify, image_features, train_classifier
 from medvae.explain import SwapInferer, reconstruct, sample, swap_subspaces
 from medvae.metrics import degraded, judge_swaps, psnr, realism_report, ssim
 from medvae.networks import DisentangledGAN, FactorClassifier
-from medvae.report.plots import _plane, _save, plot_reconstructions
+from medvae.report.plots import plot_reconstructions, plot_series
 
-__all__ = ["GanEvaluation", "SwapsMontaged", "plot_series"]
+__all__ = ["GanEvaluation", "SwapsMontaged"]
 
 Array = npt.NDArray[np.float32]
 Numbers = npt.NDArray[np.float64]
@@ -33,37 +31,6 @@ BATCH = 16
 NEIGHBOURS = 3  # of precision and recall
 
 logger = logging.getLogger("medvae")
-
-
-def plot_series(
-    images: Mapping[str, Array],
-    titles: Mapping[str, Sequence[str]],
-    path: str | Path,
-    spacing_mm: Sequence[float] | float = 1.0,
-) -> Path:
-    """Plot central planes of named rows of images, each with its title, and save them.
-
-    Args:
-        images: by the rows' names, in [0, 1], shape (V, *S), 2D or 3D.
-        titles: of the V images of every row.
-        path: the PNG to write.
-        spacing_mm: of the voxels, for the proportions.
-    """
-    columns = max(map(len, images.values()))
-    figure = Figure(figsize=(1.4 * columns + 1.2, 1.6 * len(images)), layout="constrained")
-    axes = figure.subplots(len(images), columns, squeeze=False)
-    for panel in axes.flat:
-        panel.set_xticks([])
-        panel.set_yticks([])
-        panel.set_frame_on(False)
-    for row, (name, series) in zip(axes, images.items(), strict=True):
-        row[0].set_ylabel(name, fontsize=8)
-        for panel, image, title in zip(row, series, titles[name], strict=False):
-            steps = ensure_tuple_rep(spacing_mm, image.ndim)
-            plane, aspect = _plane(image[None]), float(steps[1] / steps[0])
-            panel.imshow(plane, cmap="gray", vmin=0, vmax=1, aspect=aspect)
-            panel.set_title(title, fontsize=8)
-    return _save(figure, path)
 
 
 class SwapsMontaged(MapTransform):

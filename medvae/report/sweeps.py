@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medvae.report.plots import _grid, _save
+from medvae.report.plots import panel_grid, save_figure
 from medvae.report.tables import _with_interval, markdown_table, number
 
 __all__ = ["manipulation_table", "plot_sweeps"]
@@ -82,7 +82,7 @@ def plot_sweeps(
             line is what was asked for.
         path: the PNG to write.
     """
-    figure, panels = _grid(len(measured), 3, 3.3, 2.9)
+    figure, panels = panel_grid(len(measured), 3, 3.3, 2.9)
     for panel, (name, rows) in zip(panels, measured.items(), strict=True):
         low, high = ranges[name]
         panel.axhspan(low, high, color="0.92")
@@ -94,4 +94,4 @@ def plot_sweeps(
         panel.set_xlabel("asked", fontsize=8)
         panel.set_ylabel("measured", fontsize=8)
         panel.tick_params(labelsize=7)
-    return _save(figure, path)
+    return save_figure(figure, path)

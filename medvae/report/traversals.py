@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
 from PIL import Image, ImageDraw
 
 from medvae.data.output import replacing, write_text
-from medvae.report.plots import _plane, _save
+from medvae.report.plots import central_plane, plot_series
 
 if TYPE_CHECKING:
     from medvae.explain import TraversalInferer
@@ -41,20 +40,8 @@ def plot_traversals(
         path: the PNG to write.
         spacing_mm: of the voxels, for the proportions; None: all the same.
     """
-    columns = max(map(len, values.values()))
-    figure = Figure(figsize=(1.6 * columns + 1.2, 1.8 * len(volumes)), layout="constrained")
-    axes = figure.subplots(len(volumes), columns, squeeze=False)
-    for panel in axes.flat:
-        panel.set_axis_off()
-    for row, (name, images) in zip(axes, volumes.items(), strict=True):
-        for panel, image, value in zip(row, images, values[name], strict=False):
-            steps = np.ones(image.ndim) if spacing_mm is None else np.asarray(spacing_mm)
-            aspect = float(steps[1] / steps[0])
-            panel.imshow(_plane(image[None]), cmap="gray", vmin=0, vmax=1, aspect=aspect)
-            panel.set_title(f"{value:.3g}", fontsize=8)
-        row[0].set_title("")  # the name takes the place of the first value, and says it as well
-        row[0].set_title(f"{name}\n{values[name][0]:.3g}", fontsize=8, loc="left")
-    return _save(figure, path)
+    titles = {name: [f"{value:.3g}" for value in series] for name, series in values.items()}
+    return plot_series(volumes, titles, path, 1.0 if spacing_mm is None else spacing_mm)
 
 
 def write_gif(volumes: Mapping[str, np.ndarray], path: str | Path) -> Path:
@@ -70,7 +57,7 @@ def write_gif(volumes: Mapping[str, np.ndarray], path: str | Path) -> Path:
     for step in range(frames):
         panels = []
         for name, images in volumes.items():
-            plane = _plane(images[min(step, len(images) - 1)][None])
+            plane = central_plane(images[min(step, len(images) - 1)][None])
             panel = Image.fromarray((255 * plane.clip(0, 1)).round().astype(np.uint8))
             panel = panel.resize((panel.width * SCALE, panel.height * SCALE))
             titled = Image.new("L", (panel.width, panel.height + TITLE))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from io import StringIO
-from math import ceil
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -15,6 +14,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from medvae.report.plots import panel_grid
 
 __all__ = ["COLOURS", "Interval", "curves", "forest", "scatters"]
 
@@ -77,21 +78,11 @@ def _own_ids(root: ElementTree.Element, salt: str) -> None:
             node.set("id", f"{salt}-{node.attrib['id']}")
 
 
-def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    columns = min(columns, count)
-    rows = ceil(count / columns)
-    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
-    axes = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
-    for axis in axes[count:]:
-        axis.set_axis_off()
-    return figure, axes[:count]
-
-
 def curves(runs: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """Draw every term and metric of one or more runs over their epochs, a panel each."""
     names = list(dict.fromkeys(n for history in runs.values() for n in history if n != "epoch"))
     with rc_context(STYLE):
-        figure, panels = _panels(len(names), 3, 3.1, 2.1)
+        figure, panels = panel_grid(len(names), 3, 3.1, 2.1)
         for panel, name in zip(panels, names, strict=True):
             positive = not name.startswith("val_")
             for colour, (run, history) in zip(COLOURS, runs.items(), strict=False):
@@ -156,7 +147,7 @@ def scatters(clouds: Sequence[Cloud], tips: Sequence[str], salt: str, columns: i
     """Draw panels of points; `tips` are the points' names, shown under the pointer."""
     texts: dict[str, Sequence[str]] = {}
     with rc_context(STYLE):
-        figure, panels = _panels(len(clouds), columns, 9.6 / columns, 8.1 / columns)
+        figure, panels = panel_grid(len(clouds), columns, 9.6 / columns, 8.1 / columns)
         for number, (panel, cloud) in enumerate(zip(panels, clouds, strict=True)):
             texts |= _scatter(panel, cloud, tips, f"points{number}")
             panel.set_title(cloud.title, fontsize=9)

@@ -16,12 +16,13 @@ BANKS = {"balanced": "Balanced bank", "natural": "Bank as the training subjects 
 
 def leakage_section(run: Run) -> Section | None:
     """The matrix subspace by factor on both banks, the heads, and the pictures."""
-    report = (run.metrics or {}).get("leakage")
+    metrics = run.metrics or {}
+    report = metrics.get("leakage")
     if report is None:
         return None
     heads = [
         [name, number(head["score"]), number(head["chance"])]
-        for name, head in run.metrics["heads"].items()  # type: ignore[index]
+        for name, head in metrics["heads"].items()
     ]
     blocks: list[Block] = [_matrix(report, bank) for bank in BANKS]
     blocks.append(
