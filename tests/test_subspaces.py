@@ -258,3 +258,16 @@ def test_the_adversary_learns_while_the_encoder_unlearns():
         for parameter, gradient in zip(parameters, gradients[1:], strict=True):
             parameter -= step * gradient
     assert loss(list(codes.split([2, 3, 4], 1)), factors)["loss"] < terms["loss"]
+
+
+def test_conditions_are_combinations_of_classes():
+    class Told(torch.nn.Module):
+        def forward(self, subspaces, label):
+            return {"loss": label}
+
+    factors = torch.tensor([[0, 1, 0.5], [2, 0, 0.5], [2, 1, torch.nan], [torch.nan, 1, 0.5]])
+    classes = {"age": 3, "scanner": 2, "size": 1}
+    both = LabelledDependence(Told(), classes, given=["age", "scanner"])
+    assert both([], factors)["loss"].tolist() == [1, 4, 5, -1]
+    one = LabelledDependence(Told(), classes, given=["scanner"])
+    assert one([], factors)["loss"].tolist() == [1, 0, 1, 1]
