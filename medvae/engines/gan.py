@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medvae.data import CohortError
 from medvae.engines.augment import DifferentiableAugmentation
 from medvae.engines.steps import EvaluationStep, check_finite
 from medvae.losses import (
@@ -128,7 +129,7 @@ class GanStep:
             that is not due is 0, so that means over an epoch add up.
 
         Raises:
-            ValueError: where an image is not finite.
+            CohortError: where an image is not finite.
             FloatingPointError: where a term is not finite.
         """
         image, targets = engine.prepare_batch(
@@ -303,9 +304,9 @@ def _check_images(image: Tensor, batchdata: Mapping[str, Any]) -> None:
     if not all(finite):
         names = batchdata.get("id", range(len(finite)))
         wrong = [str(name) for name, right in zip(names, finite, strict=True) if not right]
-        raise ValueError(
-            f"the images of {', '.join(wrong)} have voxels that are not finite; expected numbers, "
-            "so look at the files or the preprocessing"
+        raise CohortError(
+            f"The images of {', '.join(wrong)} have voxels that are not finite; expected numbers, "
+            "so look at the files or the preprocessing."
         )
 
 
