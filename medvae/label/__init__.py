@@ -8,16 +8,21 @@ from medvae.label.asked import Asked, clamped
 from medvae.label.bins import bin_edges, quantise
 from medvae.label.ranking import disagreement, distances, training_codes
 from medvae.label.served import Answer, ServedBundle, find_bundles
+from medvae.label.training import TrainingOptions, restore_model, studies_table, train_again
 
 __all__ = [
     "Answer",
     "Asked",
     "ServedBundle",
+    "TrainingOptions",
     "bin_edges",
     "clamped",
     "disagreement",
     "distances",
     "find_bundles",
     "quantise",
+    "restore_model",
+    "studies_table",
+    "train_again",
     "training_codes",
 ]

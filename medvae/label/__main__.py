@@ -10,7 +10,7 @@ from pathlib import Path
 from medvae.label.first_look import first_look
 
 MAIN = "from medvae.label.app import MyApp\n\n__all__ = ['MyApp']\n"
-CONF = ("bundles", "models", "device", "mask_tag", "max_upload_mb")
+CONF = ("bundles", "models", "device", "mask_tag", "max_upload_mb", "skip_trainers")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help="cpu or cuda; as the bundle says, if not given")
     add("--mask_tag", help="tag of the labels that are masks; final, if not given")
     add("--max_upload_mb", help="longest body of a request; 2000, if not given")
+    add("--skip_trainers", help="true: clients cannot train")
     add("--host", default="127.0.0.1", help="whom it listens to: this machine alone")
     add("--port", default=8000, type=int)
     add("--first-look", metavar="FOLDER", help="train on phantoms there, if not yet, and serve")

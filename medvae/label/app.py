@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.random import Random
 
 from medvae.data.errors import CohortError
@@ -26,12 +28,14 @@ from medvae.label.guard import PrivateSessions, guard_server, private_folder, re
 from medvae.label.served import ServedBundle, find_bundles
 from medvae.label.strategies import Disagreement, Distance, HighestScore
 from medvae.label.studies import StudiesDatastore, known
+from medvae.label.training import TrainingOptions, restore_model, studies_table, train_again
 
-__all__ = ["BundleTask", "MyApp"]
+__all__ = ["BundleTask", "BundleTraining", "MyApp"]
 
 logger = logging.getLogger(__name__)
 
-DEFAULTS = {"bundles": "", "models": "", "device": "", "mask_tag": "final", "max_upload_mb": "2000"}
+DEFAULTS = {"bundles": "", "models": "", "device": "", "mask_tag": "final"}
+DEFAULTS |= {"max_upload_mb": "2000", "skip_trainers": "false"}
 
 
 class BundleTask(InferTask):
@@ -40,9 +44,10 @@ class BundleTask(InferTask):
     Args:
         bundle: the bundle.
         mask_tag: of the labels that are masks, for a bundle whose preprocessing needs them.
+        device: that the bundle was loaded on; None: as it says itself.
     """
 
-    def __init__(self, bundle: ServedBundle, mask_tag: str) -> None:
+    def __init__(self, bundle: ServedBundle, mask_tag: str, device: str | None = None) -> None:
         config = {"attribute": list(bundle.attributes), "output": list(OUTPUTS), "value": ""}
         super().__init__(
             type=InferType.SEGMENTATION,
@@ -51,8 +56,22 @@ class BundleTask(InferTask):
             description=f"Where the model '{bundle.name}' reads an attribute",
             config=config,
         )
-        self.bundle = bundle
+        self._bundle, self._device = bundle, device
         self.mask_tag = mask_tag
+        self._lock = threading.Lock()
+
+    @property
+    def bundle(self) -> ServedBundle:
+        """The bundle, read again where a training has replaced its model."""
+        with self._lock:
+            if self._bundle.is_replaced():
+                try:
+                    self._bundle = ServedBundle(self._bundle.folder, self._device)
+                except CohortError as error:
+                    logger.error(
+                        "The new model of '%s' is not served: %s", self._bundle.name, error
+                    )
+            return self._bundle
 
     def info(self) -> dict[str, Any]:
         """Return what `/info/` says, with the range of every attribute, for a client's sliders."""
@@ -96,6 +115,42 @@ class BundleTask(InferTask):
         return path, answer.params
 
 
+class BundleTraining(TrainTask):
+    """Training a bundle again on the studies that have a mask.
+
+    MONAI Label runs it in a process of its own: its status holds the progress bar's last lines, and
+    to stop it is to kill it.
+
+    Args:
+        folder: the bundle.
+        mask_tag: of the labels that are masks.
+    """
+
+    def __init__(self, folder: Path, mask_tag: str) -> None:
+        super().__init__("As the model was trained, on the studies that have a mask")
+        self.folder = folder
+        self.mask_tag = mask_tag
+
+    def config(self) -> dict[str, Any]:
+        """Return what a client may choose; max_epochs is the model's own if it is left out."""
+        return {"pretrained": True}
+
+    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Train, put the new model in place and return its metrics.
+
+        Raises:
+            CohortError: options, studies or bundle cannot be used.
+        """
+        options = TrainingOptions(request)
+        items = {}
+        for study in datastore.list_images():
+            mask = datastore.get_label_uri(study, self.mask_tag)
+            if mask:
+                items[study] = (str(datastore.get_image_uri(study)), str(mask))
+        folder = datastore.folder if isinstance(datastore, StudiesDatastore) else None
+        return train_again(self.folder, studies_table(items, folder), options)
+
+
 class MyApp(MONAILabelApp):
     """The app, see docs/label.md.
 
@@ -104,7 +159,7 @@ class MyApp(MONAILabelApp):
         studies: a folder of images, or the address of a DICOMweb server.
         conf: `bundles`, a folder of trained bundles; `models`, names of those to be served, by
             commas, or empty for all; `device`; `mask_tag`, the tag of labels that are masks;
-            `max_upload_mb`.
+            `max_upload_mb`; `skip_trainers`.
 
     Raises:
         CohortError: no trained bundle, an unknown model or key.
@@ -145,6 +200,8 @@ class MyApp(MONAILabelApp):
             CohortError: there is none that could load, or not one that was named.
         """
         folder = self.settings["bundles"]
+        for path in [Path(folder), *Path(folder).glob("*/")] if folder else []:
+            restore_model(path)
         found = find_bundles(folder) if folder else {}
         if not found:
             raise CohortError(
@@ -156,12 +213,23 @@ class MyApp(MONAILabelApp):
         for name in wanted:
             path = found[known(name, found, "model")]
             try:
-                bundle = ServedBundle(path, self.settings["device"] or None)
-                tasks[name] = BundleTask(bundle, self.settings["mask_tag"])
+                device = self.settings["device"] or None
+                tasks[name] = BundleTask(
+                    ServedBundle(path, device), self.settings["mask_tag"], device
+                )
             except CohortError as error:
                 logger.error("The model '%s' is not served: %s", name, error)
                 self.broken[name] = str(error).replace(str(path), name)
         return tasks
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        """Return a training for every model; none with `--conf skip_trainers true`."""
+        if self.settings["skip_trainers"].lower() == "true":
+            return {}
+        tag = self.settings["mask_tag"]
+        return {
+            name: BundleTraining(task.bundle.folder, tag) for name, task in self._infers.items()
+        }
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
         """Return the scores that studies are ranked by."""
@@ -237,6 +305,16 @@ class MyApp(MONAILabelApp):
         with refused():
             known(request.get("method"), self._scoring_methods, "scoring method")
             return super().scoring(request, datastore)
+
+    def train(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Train a model again.
+
+        Raises:
+            HTTPException: an unknown model, or what cannot be used.
+        """
+        with refused():
+            known(request.get("model"), self._trainers, "model to be trained")
+            return dict(super().train(request))
 
     def next_sample(self, request: dict[str, Any]) -> Any:
         """Return the study to look at next.

@@ -29,7 +29,7 @@ from medvae.label.readings import AttributeReading, FactorReading, Reading
 from medvae.networks import load_weights
 from medvae.transforms.affines import affine_of
 
-__all__ = ["Answer", "ServedBundle", "find_bundles"]
+__all__ = ["Answer", "ServedBundle", "find_bundles", "said"]
 
 Result = TypeVar("Result")
 CONFIGS = ("configs/inference.yaml", "configs/inference.json")
@@ -104,9 +104,14 @@ class ServedBundle:
         self.training = training_codes(self.folder / "eval" / "predictions.csv")
         self._device = self._part("device")
         self._network = self._part("network")
+        self._identity = _identity(self.folder)
         load_weights(self._network, self.folder / "models" / "model.pt", self._device).eval()
         self._preprocessing = self._part("preprocessing")
         self._map_options = self._part("map_inferer").options
+
+    def is_replaced(self) -> bool:
+        """Say whether another model lies in the folder than the one that was loaded."""
+        return _identity(self.folder) not in (self._identity, None)
 
     def read(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Return codes, attributes in their own units and class probabilities of an image.
@@ -250,6 +255,15 @@ def said(function: Callable[[], Result]) -> Result:
         if cause is None:
             raise
         raise cause from None
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Return what tells one model's file from another; None where there is none."""
+    try:
+        found = (folder / "models" / "model.pt").stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
 
 
 def _configuration(folder: Path, device: str | None) -> ConfigParser:

@@ -32,12 +32,13 @@ class StudiesDatastore(LocalDatastore):
     writes its list of studies in place, so that a kill leaves a half of it.
 
     Args:
-        folder: of the studies.
+        folder: of the studies, an attribute, too.
         kwargs: of MONAI Label's datastore.
     """
 
     def __init__(self, folder: str, **kwargs: Any) -> None:
         super().__init__(folder, **kwargs)
+        self.folder = Path(folder)
         if kwargs.get("auto_reload"):
             self._handler.on_moved = self._replaced
 

@@ -21,10 +21,12 @@ from unittest import mock
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk
 from bodies_of_label import MODEL, inferred, trained_bundle
 
+from medvae.data import phantoms
 from medvae.label import quantise
 
 PYTHON = os.environ.get("MEDVAE_LABEL_PYTHON", "")
@@ -450,3 +452,73 @@ def test_memory_stays_where_it_is(server):
             pages = Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]
             resident.append(int(pages))
     assert resident[1] <= 1.05 * resident[0]
+
+
+@pytest.fixture(scope="module")
+def teaching(trained, tmp_path_factory):
+    """A server whose studies have masks and a table, and whose model may be replaced."""
+    root = tmp_path_factory.mktemp("teaching")
+    studies = root / "studies"
+    table = phantoms(root / "data", 30, seed=5)
+    (studies / "labels" / "final").mkdir(parents=True)
+    for row in table.itertuples():
+        shutil.copy(row.image, studies)
+        if not pd.isna(row.mask):
+            shutil.copy(row.mask, studies / "labels" / "final" / Path(row.image).name)
+    table[["id", "diagnosis", "patient"]].to_csv(studies / "subjects.csv", index=False)
+    ignored = shutil.ignore_patterns("data")
+    shutil.copytree(trained, root / "bundles" / MODEL, ignore=ignored)
+    running = Server(root, studies, root / "server.log", root / "bundles")
+    try:
+        running.ready()
+        yield running
+    finally:
+        running.process.terminate()
+        running.process.wait(30)
+
+
+def awaited(server, done, seconds=240):
+    """Ask for the training's status until `done` of it."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        status, task = server.json("GET", "/train/")
+        if status == 200 and done(task):
+            return task
+        time.sleep(0.5)
+    raise AssertionError(f"{task}\n{server.log.read_text()[-3000:]}")
+
+
+def codes(server):
+    return json.loads(server.infer("phantom0001", output="json")[1])["codes"]
+
+
+def test_a_training_that_is_stopped_or_cannot_be_leaves_the_model(teaching):
+    before = codes(teaching)
+    path = f"/train/{MODEL}"
+    for asked, sentence in (({"max_epochs": 0}, "max_epochs is 0"), ({"pretrained": 1}, "is 1")):
+        status, said = teaching.json("POST", f"{path}?run_sync=true", asked)
+        assert status == 400
+        assert sentence in said["detail"]
+    status, said = teaching.json("POST", "/train/nobody?run_sync=true", {})
+    assert status == 404
+    assert teaching.json("POST", path, {"max_epochs": 5000})[0] == 200
+    task = awaited(
+        teaching,
+        lambda t: t["status"] == "ERROR" or "training:" in " ".join(t.get("details", ())),
+    )
+    assert task["status"] == "RUNNING", task
+    assert teaching.json("POST", path, {"max_epochs": 1})[0] == 429  # one at a time
+    assert codes(teaching) == before  # it answers meanwhile
+    assert teaching.json("DELETE", "/train/")[1]["status"] == "STOPPED"
+    assert codes(teaching) == before
+    json.loads((teaching.studies / "datastore_v2.json").read_text())
+
+
+def test_a_training_from_the_client_replaces_the_model(teaching):
+    assert MODEL in teaching.json("GET", "/info/")[1]["trainers"]
+    before = codes(teaching)
+    assert teaching.json("POST", f"/train/{MODEL}", {"max_epochs": 1})[0] == 200
+    task = awaited(teaching, lambda t: t["status"] not in ("SUBMITTED", "RUNNING"))
+    assert task["status"] == "DONE", teaching.log.read_text()[-3000:]
+    assert codes(teaching) != before
+    assert (teaching.root / "bundles" / MODEL / "previous" / "models" / "model.pt").is_file()

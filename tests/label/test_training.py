@@ -1,0 +1,124 @@
+"""Training a served bundle again, as the app does it, without MONAI Label."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+from bodies_of_label import trained_bundle
+
+from medvae.data import CohortError, phantoms
+from medvae.label import ServedBundle, TrainingOptions, restore_model, studies_table, train_again
+
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return trained_bundle(tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture
+def bundle(trained, tmp_path):
+    root = tmp_path / "hearts"
+    shutil.copytree(trained, root, ignore=shutil.ignore_patterns("data"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    """Thirty studies with masks, and the table beside them: a class, no measured attribute."""
+    root = tmp_path_factory.mktemp("studies")
+    table = phantoms(root / "data", 30, seed=5)
+    table[["id", "diagnosis", "patient"]].to_csv(root / "subjects.csv", index=False)
+    measured = [not pd.isna(mask) for mask in table["mask"]]
+    rows = table[measured].itertuples()
+    return studies_table({row.id: (row.image, row.mask) for row in rows}, root)
+
+
+def weights(root):
+    return torch.load(root / "models" / "model.pt", weights_only=True)
+
+
+def test_a_new_model_takes_the_place_of_the_one_it_started_from(bundle, studies):
+    """At a learning rate of almost nothing: what was served comes out, but for statistics."""
+    record = bundle / "models" / "run.json"
+    run = json.loads(record.read_text())
+    run["settings"]["learning_rate"] = 1e-12
+    record.write_text(json.dumps(run))
+    served, before = ServedBundle(bundle, "cpu"), weights(bundle)
+    assert not served.is_replaced()
+    metrics = train_again(bundle, studies, TrainingOptions({"max_epochs": 1}))
+    assert sum(metrics["subjects"].values()) == len(studies)
+    assert served.is_replaced()
+    after = weights(bundle)
+    for name in before:
+        same = torch.allclose(after[name].float(), before[name].float(), atol=1e-7)
+        assert same == ("running" not in name and "num_batches" not in name), name
+    kept = torch.load(bundle / "previous" / "models" / "model.pt", weights_only=True)
+    assert all(torch.equal(kept[name], before[name]) for name in before)
+    assert not (bundle / "training").exists()
+    image = {"image": studies["image"][0], "mask": studies["mask"][0]}
+    assert set(ServedBundle(bundle, "cpu").read(image)["attributes"]) == set(served.attributes)
+    settings = json.loads((bundle / "models" / "run.json").read_text())["settings"]
+    assert settings["max_epochs"] == 1
+    assert settings["latent_dim"] == 6  # as it was trained before
+
+
+def test_from_nothing_where_it_is_asked_for(bundle, studies):
+    before = weights(bundle)
+    train_again(bundle, studies, TrainingOptions({"max_epochs": 1, "pretrained": False}))
+    after = weights(bundle)
+    learned = [n for n in before if before[n].ndim > 1]
+    assert not any(torch.allclose(after[n], before[n], atol=1e-5) for n in learned)
+
+
+def test_what_fails_leaves_the_model_as_it_was(bundle, studies):
+    before = weights(bundle)
+    with pytest.raises(CohortError, match="diagnosis"):
+        train_again(bundle, studies.drop(columns="diagnosis"), TrainingOptions({}))
+    with pytest.raises(CohortError, match="expected"):
+        train_again(bundle, studies.head(3), TrainingOptions({}))
+    assert all(torch.equal(weights(bundle)[n], before[n]) for n in before)
+    (bundle / "models" / "run.json").write_text("{}")
+    with pytest.raises(CohortError, match="no record of its training"):
+        train_again(bundle, studies, TrainingOptions({}))
+
+
+def test_a_kill_between_the_models_is_mended(bundle):
+    before = weights(bundle)
+    (bundle / "previous").mkdir()
+    (bundle / "models").rename(bundle / "previous" / "models")
+    restore_model(bundle)
+    assert all(torch.equal(weights(bundle)[n], before[n]) for n in before)
+    restore_model(bundle)  # nothing to do
+    assert (bundle / "models" / "model.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        ({"max_epochs": 0}, "max_epochs is 0; expected a whole number"),
+        ({"max_epochs": "many"}, "max_epochs is 'many'"),
+        ({"max_epochs": True}, "max_epochs is True"),
+        ({"pretrained": "no"}, "pretrained is 'no'; expected true or false"),
+    ],
+)
+def test_options_that_are_none(request_, sentence):
+    with pytest.raises(CohortError, match=sentence):
+        TrainingOptions(request_)
+
+
+def test_the_table_beside_the_studies_joins_by_id(tmp_path):
+    items = {"a": ("a.nii.gz", "m.nii.gz"), "b": ("b.nii.gz", "n.nii.gz")}
+    assert list(studies_table(items, tmp_path).columns) == ["id", "image", "mask"]
+    (tmp_path / "subjects.csv").write_text("id,image,age\nb,elsewhere,7\nc,x,8\n")
+    table = studies_table(items, tmp_path)
+    assert list(table["image"]) == ["a.nii.gz", "b.nii.gz"]
+    assert table["age"].isna().tolist() == [True, False]
+    (tmp_path / "subjects.csv").write_text("name,age\nb,7\n")
+    with pytest.raises(CohortError, match="no column 'id', but name, age"):
+        studies_table(items, tmp_path)
+    with pytest.raises(CohortError, match="No study has a mask"):
+        studies_table({}, None)
