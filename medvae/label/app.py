@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -27,7 +28,7 @@ from medvae.label.files import write_volume
 from medvae.label.guard import PrivateSessions, guard_server, private_folder, refused
 from medvae.label.served import ServedBundle, find_bundles
 from medvae.label.strategies import Disagreement, Distance, HighestScore
-from medvae.label.studies import StudiesDatastore, known
+from medvae.label.studies import StudiesDatastore, known, mask_of
 from medvae.label.training import TrainingOptions, restore_model, studies_table, train_again
 
 __all__ = ["BundleTask", "BundleTraining", "MyApp"]
@@ -90,7 +91,7 @@ class BundleTask(InferTask):
         """
         if not self.bundle.needs_mask:
             return {"image": image}
-        mask = datastore.get_label_uri(study, self.mask_tag) if study else ""
+        mask = mask_of(study, self.mask_tag, datastore) if study else ""
         if not mask:
             raise CohortError(
                 f"The model '{self.bundle.name}' needs a mask and the study has none with the tag "
@@ -144,7 +145,7 @@ class BundleTraining(TrainTask):
         options = TrainingOptions(request)
         items = {}
         for study in datastore.list_images():
-            mask = datastore.get_label_uri(study, self.mask_tag)
+            mask = mask_of(study, self.mask_tag, datastore)
             if mask:
                 items[study] = (str(datastore.get_image_uri(study)), str(mask))
         folder = datastore.folder if isinstance(datastore, StudiesDatastore) else None
@@ -192,6 +193,12 @@ class MyApp(MONAILabelApp):
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
+
+    def _download_dcmqi_tools(self) -> None:
+        """Download nothing: `dcmqi`, which writes segmentations for DICOMweb, is a requirement."""
+        beside = str(Path(sys.executable).parent)  # also where the environment is not activated
+        if beside not in os.environ["PATH"].split(os.pathsep):
+            os.environ["PATH"] = beside + os.pathsep + os.environ["PATH"]
 
     def init_infers(self) -> dict[str, InferTask]:
         """Return a task for every model that loads; what is wrong with others is said when asked.

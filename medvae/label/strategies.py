@@ -13,7 +13,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 from medvae.data.errors import CohortError
 from medvae.label.ranking import distances
-from medvae.label.studies import known
+from medvae.label.studies import known, mask_of
 
 __all__ = ["BundleScore", "Disagreement", "Distance", "HighestScore"]
 
@@ -107,7 +107,7 @@ class Disagreement(BundleScore):
 
     def score(self, task: Any, study: str, image: str, datastore: Datastore) -> float:
         """Return `medvae.label.disagreement`."""
-        mask = datastore.get_label_uri(study, self.tag)
+        mask = mask_of(study, self.tag, datastore)
         if not mask:
             raise CohortError(f"The study '{study}' has no mask with the tag '{self.tag}'.")
         score = float(task.bundle.disagreement(task.item(study, image, datastore), mask))

@@ -15,7 +15,7 @@ from monailabel.datastore.local import LocalDatastore
 from medvae.data import write_text
 from medvae.data.errors import CohortError, suggestion
 
-__all__ = ["NotThereError", "StudiesDatastore", "known"]
+__all__ = ["NotThereError", "StudiesDatastore", "known", "mask_of"]
 
 # the first character keeps `..`, hidden files and MONAI Label's own out
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. +=@-]{0,199}")
@@ -87,6 +87,15 @@ class StudiesDatastore(LocalDatastore):
             raise CohortError(
                 f"A file of the kind '{extension[:20]}' was sent; expected one of {kinds}."
             )
+
+
+def mask_of(study: str, tag: str, datastore: LocalDatastore) -> str:
+    """Return the path of a study's label, empty where there is none.
+
+    Of a DICOMweb server these are the labels in its local copy: its own method takes the UID of a
+    segmentation in place of the study's.
+    """
+    return str(LocalDatastore.get_label_uri(datastore, study, tag) or "")
 
 
 def known(name: object, names: Iterable[str], what: str = "study") -> str:

@@ -45,14 +45,17 @@ FIRST, SECOND = "lv_voxel_volume_ml", "myocardium_wall_thickness_mm"
 class Server:
     """A server and what a client needs to talk to it: the standard library alone."""
 
-    def __init__(self, root, studies, log, bundles):
+    def __init__(self, root, studies, log, bundles, cwd=None):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.root, self.studies, self.log = root, studies, log
         arguments = ["--studies", str(studies), "--bundles", str(bundles), "--port", str(self.port)]
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        environment |= {"OMP_NUM_THREADS": "1"}
+        environment |= {
+            "OMP_NUM_THREADS": "1",
+            "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(root / "dcm"),
+        }
         command = [PYTHON, "-m", "medvae.label", *arguments]
         with log.open("w") as output:
             self.process = subprocess.Popen(
@@ -60,7 +63,7 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                cwd=studies.parent,
+                cwd=cwd or studies.parent,
             )
 
     def ready(self, seconds=300):

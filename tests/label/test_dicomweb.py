@@ -1,0 +1,206 @@
+"""The label server with a DICOMweb server as its studies: Orthanc, on loopback.
+
+Runs where Orthanc and its DICOMweb plugin are installed (Debian: orthanc, orthanc-dicomweb) and
+MEDVAE_LABEL_PYTHON names the Python of requirements-label.txt.
+"""
+
+import http.client
+import json
+import shutil
+import socket
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from bodies_of_label import MODEL, oblique_phantom, trained_bundle
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from test_server import FIRST, PYTHON, Server
+
+from medvae.label import Asked, ServedBundle, quantise
+
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+pytestmark = [
+    pytest.mark.skipif(
+        not (PYTHON and Path(PYTHON).exists()),
+        reason="MEDVAE_LABEL_PYTHON does not name the Python of requirements-label.txt",
+    ),
+    pytest.mark.skipif(
+        not (shutil.which("Orthanc") and PLUGIN.exists()),
+        reason="Orthanc and its DICOMweb plugin are not installed",
+    ),
+    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
+]
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def dicom_series(image, folder):
+    """Write a volume as a CT series, and return its UID and the volume as DICOM can hold it."""
+    folder.mkdir()
+    voxels = np.asarray(image.dataobj).round().astype(np.int16)
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
+    steps = np.linalg.norm(lps[:3, :3], axis=0)
+    directions = lps[:3, :3] / steps
+    series, study, frame = generate_uid(), generate_uid(), generate_uid()
+    for k in range(voxels.shape[2]):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID = CTImageStorage
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        item = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        item.SOPClassUID, item.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+        item.SeriesInstanceUID, item.StudyInstanceUID, item.FrameOfReferenceUID = (
+            *(series, study),
+            frame,
+        )
+        item.PatientID, item.PatientName, item.PatientBirthDate, item.PatientSex = (
+            *("phantom", "Phantom^One"),
+            *("", "O"),
+        )
+        item.Modality, item.StudyDate, item.StudyTime = "CT", "20260101", "120000"
+        item.SeriesDate, item.SeriesTime, item.InstanceNumber = "20260101", "120000", k + 1
+        item.StudyID, item.AccessionNumber, item.SeriesNumber = "1", "", 1
+        item.ReferringPhysicianName = ""
+        item.Rows, item.Columns = voxels.shape[1], voxels.shape[0]
+        item.PixelSpacing = [float(steps[1]), float(steps[0])]
+        item.SliceThickness = float(steps[2])
+        item.ImageOrientationPatient = [
+            *map(float, directions[:, 0]),
+            *map(float, directions[:, 1]),
+        ]
+        item.ImagePositionPatient = [float(x) for x in (lps @ [0, 0, k, 1])[:3]]
+        item.SamplesPerPixel, item.PhotometricInterpretation = 1, "MONOCHROME2"
+        item.BitsAllocated, item.BitsStored, item.HighBit = 16, 16, 15
+        item.PixelRepresentation, item.RescaleSlope, item.RescaleIntercept = 1, 1, 0
+        item.PixelData = np.ascontiguousarray(voxels[:, :, k].T).tobytes()
+        item.save_as(folder / f"{k:03d}.dcm", enforce_file_format=True)
+    return str(series), nib.Nifti1Image(voxels.astype(np.float32), image.affine)
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory):
+    """The port of an Orthanc that keeps its studies in a folder of its own."""
+    root, port = tmp_path_factory.mktemp("orthanc"), free_port()
+    settings = {
+        "StorageDirectory": str(root / "storage"),
+        "IndexDirectory": str(root / "index"),
+        "HttpPort": port,
+        "DicomServerEnabled": False,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "Plugins": [str(PLUGIN)],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    (root / "orthanc.json").write_text(json.dumps(settings))
+    with (root / "log").open("w") as log:
+        process = subprocess.Popen(
+            ["Orthanc", str(root / "orthanc.json")], stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        for _ in range(120):
+            try:
+                if asked(port, "GET", "/system")[0] == 200:
+                    break
+            except OSError:
+                time.sleep(0.25)
+        else:
+            raise AssertionError((root / "log").read_text()[-2000:])
+        yield port
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def asked(port, method, path, body=b""):
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request(method, path, body)
+        with connection.getresponse() as response:
+            return response.status, response.read()
+
+
+@pytest.fixture(scope="module")
+def served(orthanc, tmp_path_factory):
+    """The server, the bundle, the UID of an oblique phantom's series and the phantom."""
+    root = tmp_path_factory.mktemp("dicomweb")
+    bundle = trained_bundle(root / "bundles")
+    oblique_phantom(bundle, root / "oblique.nii.gz")
+    series, image = dicom_series(nib.load(root / "oblique.nii.gz"), root / "series")
+    for file in sorted((root / "series").glob("*.dcm")):
+        assert asked(orthanc, "POST", "/instances", file.read_bytes())[0] == 200
+    image.to_filename(root / "expected.nii.gz")
+    address = f"http://127.0.0.1:{orthanc}/dicom-web"
+    running = Server(root, address, root / "server.log", bundle, cwd=root)
+    try:
+        running.ready()
+        yield running, bundle, series, root / "expected.nii.gz"
+    finally:
+        running.process.terminate()
+        running.process.wait(30)
+
+
+def test_a_float_map_of_a_series_lies_where_the_series_does(served, tmp_path):
+    server, bundle, series, image = served
+    status, content, _ = server.infer(series, {"attribute": FIRST, "output": "map"})
+    assert status == 200, content
+    (tmp_path / "map.nii.gz").write_bytes(content)
+    found = nib.load(tmp_path / "map.nii.gz")
+    answer = ServedBundle(bundle, "cpu").answer(
+        {"image": str(image)}, Asked.of({"output": "map"}, [FIRST])
+    )
+    # as SimpleITK sorts the slices: along the normal, whichever way they were stored
+    expected = nib.Nifti1Image(answer.channels[0], answer.affine)
+    centre = [(n - 1) / 2 for n in found.shape[:3]]
+    np.testing.assert_allclose(
+        (found.affine @ [*centre, 1])[:3], (expected.affine @ [*centre, 1])[:3], atol=1e-2
+    )
+    one = nib.as_closest_canonical(found)
+    two = nib.as_closest_canonical(expected)
+    np.testing.assert_allclose(one.affine, two.affine, atol=1e-2)
+    values = np.asarray(one.dataobj).squeeze()
+    assert np.abs(values - np.asarray(two.dataobj).squeeze()).max() <= 1e-3 * values.max()
+    assert values.max() > 0
+
+
+def test_what_ohif_sends_of_a_series(served, tmp_path):
+    server, _, series, _ = served
+    params = {"result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False}
+    status, content, _ = server.infer(series, params, output="image")
+    assert status == 200
+    (tmp_path / "a.nrrd").write_bytes(content)
+    bins = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.nrrd")))
+    assert set(np.unique(bins)) <= {0, 1, 2, 3, 4}
+    _, content, _ = server.infer(series, {"output": "map"})
+    (tmp_path / "b.nii.gz").write_bytes(content)
+    floats = np.asarray(nib.load(tmp_path / "b.nii.gz").dataobj).squeeze()
+    np.testing.assert_array_equal(bins.swapaxes(0, 2), quantise(floats))
+
+
+def test_bins_become_a_dicom_segmentation_of_the_series(served, tmp_path):
+    from pydicom import dcmread
+
+    server, _, series, _ = served
+    info = [{"name": f"bin {n}", "model_name": MODEL} for n in range(1, 5)]
+    status, content, _ = server.infer(series, {"label_info": info}, output="dicom_seg")
+    assert status == 200, server.log.read_text()[-3000:]
+    (tmp_path / "a.dcm").write_bytes(content)
+    found = dcmread(tmp_path / "a.dcm")
+    assert found.Modality == "SEG"
+    assert found.ReferencedSeriesSequence[0].SeriesInstanceUID == series
+    assert 1 <= len(found.SegmentSequence) <= 4
+
+
+def test_a_series_that_is_not_there(served):
+    server, _, series, _ = served
+    assert server.refused("1.2.3.4")[0] == 404
+    assert server.refused(series, {"attribute": "nobody"})[0] == 400
+    assert server.infer(series, output="json")[0] == 200
