@@ -1,6 +1,7 @@
 """What the bundles hand to MONAI's engines: the only training code."""
 
 from medvae.engines.augment import DifferentiableAugmentation
+from medvae.engines.beta import BetaChoice, choose_beta, log_likelihood
 from medvae.engines.checkpoint import Checkpoint, check_run, finish_run
 from medvae.engines.classifier import classify, image_features, train_classifier
 from medvae.engines.encoder import EncoderEvaluationStep, FactorScore, factor_scores
@@ -12,6 +13,13 @@ from medvae.engines.handlers import (
     ProgressBar,
     read_history,
 )
+from medvae.engines.intact import (
+    IntactEvaluationStep,
+    IntactStep,
+    PrepareTreatment,
+    TreatmentData,
+    train_intact,
+)
 from medvae.engines.segmentation import train_segmentation
 from medvae.engines.steps import (
     EvaluationStep,
@@ -21,6 +29,7 @@ from medvae.engines.steps import (
 )
 
 __all__ = [
+    "BetaChoice",
     "Checkpoint",
     "DifferentiableAugmentation",
     "EncoderEvaluationStep",
@@ -29,18 +38,25 @@ __all__ = [
     "GanEvaluationStep",
     "GanStep",
     "History",
+    "IntactEvaluationStep",
+    "IntactStep",
     "InterpretabilityMetric",
     "PredictionWriter",
     "PrepareAttributes",
+    "PrepareTreatment",
     "ProgressBar",
     "TrainingStep",
+    "TreatmentData",
     "check_run",
+    "choose_beta",
     "class_probabilities",
     "classify",
     "factor_scores",
     "finish_run",
     "image_features",
+    "log_likelihood",
     "read_history",
     "train_classifier",
+    "train_intact",
     "train_segmentation",
 ]

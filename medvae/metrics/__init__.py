@@ -13,6 +13,23 @@ from .disentanglement import (
     sap,
     scc,
 )
+from .effect_baselines import (
+    combat,
+    difference_of_means,
+    inverse_propensity,
+    regression,
+    t_learner,
+)
+from .effects import (
+    EffectEstimate,
+    ate,
+    e_value,
+    effect_report,
+    estimate_ate,
+    marginal_sensitivity,
+    pehe,
+    region_means,
+)
 from .generation import active_axes, psnr, rbf_mmd, rbf_mmd_chance, ssim
 from .importance import DCI, dci
 from .information import entropy, is_discrete, mutual_information
@@ -37,6 +54,7 @@ from .manipulation import (
     sweep_effects,
 )
 from .neighbours import KnnLeakage, knn_leakage
+from .overlap import outside_overlap, overlap_report, propensity, treatment_predictability
 from .peer import raw_attribute_classifier
 from .prediction import prediction_r2
 from .realism import (
@@ -56,6 +74,7 @@ from .swaps import judge_swaps
 __all__ = [
     "DCI",
     "Agreement",
+    "EffectEstimate",
     "Interval",
     "Kid",
     "KnnLeakage",
@@ -64,22 +83,29 @@ __all__ = [
     "accuracy",
     "active_axes",
     "agreement",
+    "ate",
     "balanced_accuracy",
     "bootstrap_rows",
     "change_outside",
     "classification_report",
+    "combat",
     "control",
     "dci",
     "degraded",
     "deletion_area",
     "dependence_report",
+    "difference_of_means",
     "disentanglement_report",
     "diversity",
+    "e_value",
+    "effect_report",
     "entropy",
+    "estimate_ate",
     "fid",
     "half_sample_interval",
     "half_sample_rows",
     "interpretability",
+    "inverse_propensity",
     "is_discrete",
     "judge_swaps",
     "kid",
@@ -88,24 +114,33 @@ __all__ = [
     "leakage_report",
     "localisation",
     "manipulation_report",
+    "marginal_sensitivity",
     "mig",
     "modularity",
     "ms_ssim",
     "mutual_information",
     "natural_effects",
+    "outside_overlap",
+    "overlap_report",
+    "pehe",
     "percentile_interval",
     "precision_recall",
     "prediction_r2",
+    "propensity",
     "psnr",
     "raw_attribute_classifier",
     "rbf_mmd",
     "rbf_mmd_chance",
     "real_range",
     "realism_report",
+    "region_means",
+    "regression",
     "return_error",
     "roc_auc",
     "sap",
     "scc",
     "ssim",
     "sweep_effects",
+    "t_learner",
+    "treatment_predictability",
 ]

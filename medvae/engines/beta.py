@@ -1,0 +1,222 @@
+"""Choosing beta by what the effect shows in: held-out likelihood per arm, and balanced codes.
+
+The reconstruction error cannot be used: it is at the noise floor for every beta, also where most
+of the effect is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from math import log
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medvae.data import write_text
+from medvae.engines.intact import TreatmentData, train_intact
+from medvae.explain.maps import evaluating
+from medvae.losses import IntactVAELoss, gaussian_nll
+from medvae.metrics import treatment_predictability
+from medvae.networks import IntactVAE
+
+__all__ = ["BetaChoice", "BetaScore", "choose_beta", "log_likelihood", "score_beta"]
+
+PREDICTABILITY = 0.02  # largest gain in the treatment's AUC by codes, beyond covariates
+
+logger = logging.getLogger("medvae")
+
+
+@dataclass(frozen=True)
+class BetaScore:
+    """What the rule sees of one beta.
+
+    Attributes:
+        beta: the weight.
+        log_likelihood: held-out, nats per subject, the mean of the arms' means.
+        by_arm: the same of each arm.
+        predictability: see `medvae.metrics.treatment_predictability`; chance is about 0.
+        reconstruction: mean squared error, which does not enter the rule.
+    """
+
+    beta: float
+    log_likelihood: float
+    by_arm: tuple[float, ...]
+    predictability: float
+    reconstruction: float
+
+    @property
+    def balanced(self) -> bool:
+        """Whether the codes tell no more of the treatment than the rule allows."""
+        return self.predictability <= PREDICTABILITY
+
+
+@dataclass(frozen=True)
+class BetaChoice:
+    """The chosen beta and the scores of all.
+
+    Attributes:
+        beta: the chosen weight.
+        balanced: False: no beta of the grid kept the treatment out of the codes; the one that did
+            best was taken.
+        scores: of the grid.
+    """
+
+    beta: float
+    balanced: bool
+    scores: tuple[BetaScore, ...]
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON."""
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+
+
+def choose_beta(
+    make: Callable[[], IntactVAE],
+    train: TreatmentData,
+    val: TreatmentData,
+    grid: Sequence[float] = (1.0, 2.0, 4.0, 8.0, 16.0),
+    steps: int = 1000,
+    batch_size: int = 64,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+) -> BetaChoice:
+    """Train one network for each beta and choose by the rule.
+
+    Of the betas whose codes tell the treatment no better than the covariates do (by at most 0.02
+    in AUC), the one with the highest held-out likelihood, averaged over the arms. Where there is
+    none, the one whose codes tell least.
+
+    Args:
+        make: makes an untrained network.
+        train: subjects to train on.
+        val: subjects to judge by; all arms must occur.
+        grid: weights to try.
+        steps: see `train_intact`, as the following.
+        batch_size: subjects in a batch.
+        learning_rate: the highest of the cycle.
+        seed: of weights, order and draws, the same for all.
+        device: where to compute.
+        progress: show bars.
+
+    Raises:
+        ValueError: for an empty grid.
+    """
+    if not grid:
+        raise ValueError("grid is empty, expected at least one beta")
+    scores = []
+    for beta in grid:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = make()
+        train_intact(
+            network,
+            train,
+            IntactVAELoss(beta),
+            steps,
+            batch_size,
+            learning_rate,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+        scores.append(score_beta(network, val, beta, seed=seed, device=device))
+        logger.info("beta %g: %s", beta, scores[-1])
+    return rule(scores)
+
+
+def rule(scores: Sequence[BetaScore]) -> BetaChoice:
+    """Choose among scores; see `choose_beta`."""
+    balanced = [score for score in scores if score.balanced]
+    if balanced:
+        best = max(balanced, key=lambda score: score.log_likelihood)
+    else:
+        best = min(scores, key=lambda score: score.predictability)
+    return BetaChoice(best.beta, bool(balanced), tuple(scores))
+
+
+def score_beta(
+    network: IntactVAE,
+    val: TreatmentData,
+    beta: float,
+    draws: int = 64,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> BetaScore:
+    """Return what the rule sees of a trained network.
+
+    Args:
+        network: trained with that beta.
+        val: held-out subjects.
+        beta: its weight.
+        draws: see `log_likelihood`.
+        seed: of the draws.
+        device: where to compute.
+    """
+    likelihood = log_likelihood(network, val, draws, seed, device).cpu().numpy()
+    arms = val.treatment.cpu().numpy()
+    by_arm = tuple(float(likelihood[arms == arm].mean()) for arm in np.unique(arms))
+    means, errors = [], []
+    with torch.no_grad(), evaluating(network):
+        for batch in _batches(val, device):
+            output = network(*batch)
+            means.append(output.mean.cpu())
+            errors.append((output.reconstruction - batch.outcome).square().flatten(1).mean(1).cpu())
+        columns = network.covariate_encoder(val.covariates.to(device)).cpu().numpy()
+    gain = treatment_predictability(torch.cat(means).numpy(), columns, arms, seed=seed)
+    error = float(torch.cat(errors).mean())
+    return BetaScore(beta, float(np.mean(by_arm)), by_arm, gain, error)
+
+
+def log_likelihood(
+    network: IntactVAE,
+    data: TreatmentData,
+    draws: int = 64,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    r"""Return a lower bound of log p(y|x,t) of each subject (Burda et al. 2016).
+
+    .. math:: \log \frac1K \sum_k p(y|z_k,t)\, p(z_k|x) / q(z_k|x,y,t), \quad z_k \sim q
+
+    Codes that carry the treatment lie where the prior, which does not know it, has little mass.
+
+    Args:
+        network: evaluated as it is.
+        data: subjects.
+        draws: K; the bound rises with it to the likelihood.
+        seed: of the draws.
+        device: where to compute.
+
+    Returns:
+        Nats, shape (N,).
+    """
+    generator, found = torch.Generator().manual_seed(seed), []
+    with torch.no_grad(), evaluating(network):
+        for batch in _batches(data, device):
+            output = network(*batch)
+            weights = []
+            for _ in range(draws):
+                z = network.sample(output.mean, output.log_var, generator)
+                decoded = network.decode(z, batch.treatment)
+                weight = -gaussian_nll(batch.outcome, decoded, output.noise_log_var)
+                weight += _log_normal(z, output.prior_mean, output.prior_log_var)
+                weights.append(weight - _log_normal(z, output.mean, output.log_var))
+            found.append(torch.stack(weights).logsumexp(0) - log(draws))
+    return torch.cat(found)
+
+
+def _log_normal(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    """Return log N(z; mean, exp(log_var)), (B,), less the constant that the ratio drops."""
+    return -0.5 * ((z - mean).square() * torch.exp(-log_var) + log_var).sum(1)
+
+
+def _batches(data: TreatmentData, device: str | torch.device) -> list[TreatmentData]:
+    index = torch.arange(len(data.outcome)).split(64)
+    return [data.rows(part).to(device) for part in index]
