@@ -226,7 +226,7 @@ def test_the_likelihood_bound_rises_with_the_draws_to_the_exact_one():
     torch.testing.assert_close(many, exact.mean(), atol=0.1, rtol=0)
 
 
-def fitted(overlap, seed, n=1500, beta=1.0, steps=600, **changes):
+def fitted(overlap, seed, n=1500, beta=1.0, steps=250, **changes):
     truth = tabular(n, overlap, seed)
     torch.manual_seed(seed)
     network = IntactVAE(
@@ -234,11 +234,11 @@ def fitted(overlap, seed, n=1500, beta=1.0, steps=600, **changes):
         covariates=3,
         latent_dim=1,
         outcome_dim=1,
-        hidden_channels=(100, 100),
-        prior_channels=(100, 100),
+        hidden_channels=(64, 64),
+        prior_channels=(64, 64),
         **changes,
     )
-    train_intact(network, truth.data, IntactVAELoss(beta), steps, 100, 5e-3, seed=seed)
+    train_intact(network, truth.data, IntactVAELoss(beta), steps, 150, 1e-2, seed=seed)
     with torch.no_grad():
         z, _ = network.encode(*truth.data[:3])
         arms = [network.decode(z, torch.full((n,), arm)) for arm in (0, 1)]
@@ -251,7 +251,7 @@ def fitted(overlap, seed, n=1500, beta=1.0, steps=600, **changes):
     return truth, effects, exact, score
 
 
-def errors(overlap, seeds=3, **changes):
+def errors(overlap, seeds=2, **changes):
     found = [fitted(overlap, seed, **changes) for seed in range(seeds)]
     means = [abs(effects.mean() - exact.mean()) for _, effects, exact, _ in found]
     roots = [pehe(effects, exact) for _, effects, exact, _ in found]

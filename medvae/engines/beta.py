@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import log
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,7 +25,9 @@ from medvae.losses import IntactVAELoss, gaussian_nll
 from medvae.metrics import treatment_predictability
 from medvae.networks import IntactVAE
 
-__all__ = ["BetaChoice", "BetaScore", "choose_beta", "log_likelihood", "score_beta"]
+__all__ = ["BetaChoice", "BetaScore", "apply_rule", "choose_beta", "log_likelihood"]
+
+Array = npt.NDArray[np.float64]
 
 PREDICTABILITY = 0.02  # largest gain in the treatment's AUC by codes, beyond covariates
 
@@ -39,6 +42,8 @@ class BetaScore:
         beta: the weight.
         log_likelihood: held-out, nats per subject, the mean of the arms' means.
         by_arm: the same of each arm.
+        deficit: how far it lies below the best of the balanced betas, paired by subjects.
+        standard_error: of that.
         predictability: see `medvae.metrics.treatment_predictability`; chance is about 0.
         reconstruction: mean squared error, which does not enter the rule.
     """
@@ -48,6 +53,8 @@ class BetaScore:
     by_arm: tuple[float, ...]
     predictability: float
     reconstruction: float
+    deficit: float = 0.0
+    standard_error: float = 0.0
 
     @property
     def balanced(self) -> bool:
@@ -90,8 +97,10 @@ def choose_beta(
     """Train one network for each beta and choose by the rule.
 
     Of the betas whose codes tell the treatment no better than the covariates do (by at most 0.02
-    in AUC), the one with the highest held-out likelihood, averaged over the arms. Where there is
-    none, the one whose codes tell least.
+    in AUC), the largest whose held-out likelihood, averaged over the arms, is as good as the
+    highest: it lies within log T nats of it, all that knowing one of T arms can be worth, or within
+    one standard error. Of betas whose likelihood cannot tell whether codes carry the treatment, the
+    one that keeps it out best is taken. Where none is balanced, the one whose codes tell least.
 
     Args:
         make: makes an untrained network.
@@ -110,7 +119,7 @@ def choose_beta(
     """
     if not grid:
         raise ValueError("grid is empty, expected at least one beta")
-    scores = []
+    scores, likelihoods = [], []
     for beta in grid:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -126,40 +135,53 @@ def choose_beta(
             device=device,
             progress=progress,
         )
-        scores.append(score_beta(network, val, beta, seed=seed, device=device))
-        logger.info("beta %g: %s", beta, scores[-1])
-    return rule(scores)
+        likelihoods.append(log_likelihood(network, val, seed=seed, device=device).cpu().numpy())
+        scores.append(_score(network, val, beta, likelihoods[-1], seed, device))
+        logger.info(
+            "beta %g: %.1f nats, codes tell the treatment by %.3f beyond the covariates",
+            beta,
+            scores[-1].log_likelihood,
+            scores[-1].predictability,
+        )
+    return apply_rule(scores, likelihoods, val.treatment.cpu().numpy())
 
 
-def rule(scores: Sequence[BetaScore]) -> BetaChoice:
-    """Choose among scores; see `choose_beta`."""
-    balanced = [score for score in scores if score.balanced]
-    if balanced:
-        best = max(balanced, key=lambda score: score.log_likelihood)
-    else:
+def apply_rule(
+    scores: Sequence[BetaScore], likelihoods: Sequence[Array], treatment: npt.NDArray[np.intp]
+) -> BetaChoice:
+    """Choose among betas; see `choose_beta`.
+
+    Args:
+        scores: of each beta.
+        likelihoods: of every subject by each beta, (N,).
+        treatment: arms, (N,).
+    """
+    candidates = [i for i, score in enumerate(scores) if score.balanced]
+    if not candidates:
         best = min(scores, key=lambda score: score.predictability)
-    return BetaChoice(best.beta, bool(balanced), tuple(scores))
+        return BetaChoice(best.beta, False, tuple(scores))
+    top = max(candidates, key=lambda i: scores[i].log_likelihood)
+    arms = [treatment == arm for arm in np.unique(treatment)]
+    judged = []
+    for score, likelihood in zip(scores, likelihoods, strict=True):
+        gap = likelihoods[top] - likelihood
+        deficit = float(np.mean([gap[rows].mean() for rows in arms]))
+        variance = sum(gap[rows].var() / rows.sum() for rows in arms) / len(arms) ** 2
+        judged.append(replace(score, deficit=deficit, standard_error=float(np.sqrt(variance))))
+    worth = log(len(arms))
+    near = [i for i in candidates if judged[i].deficit <= max(judged[i].standard_error, worth)]
+    return BetaChoice(max(judged[i].beta for i in near), True, tuple(judged))
 
 
-def score_beta(
+def _score(
     network: IntactVAE,
     val: TreatmentData,
     beta: float,
-    draws: int = 64,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
+    likelihood: Array,
+    seed: int,
+    device: str | torch.device,
 ) -> BetaScore:
-    """Return what the rule sees of a trained network.
-
-    Args:
-        network: trained with that beta.
-        val: held-out subjects.
-        beta: its weight.
-        draws: see `log_likelihood`.
-        seed: of the draws.
-        device: where to compute.
-    """
-    likelihood = log_likelihood(network, val, draws, seed, device).cpu().numpy()
+    """What the rule sees of a trained network."""
     arms = val.treatment.cpu().numpy()
     by_arm = tuple(float(likelihood[arms == arm].mean()) for arm in np.unique(arms))
     means, errors = [], []
