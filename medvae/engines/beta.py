@@ -6,26 +6,38 @@ of the effect is lost.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import log
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from monai.data import list_data_collate
 from torch import Tensor
 
 from medvae.data import write_text
+from medvae.engines.checkpoint import CHECKPOINT
 from medvae.engines.intact import TreatmentData, train_intact
 from medvae.explain.maps import evaluating
 from medvae.losses import IntactVAELoss, gaussian_nll
 from medvae.metrics import treatment_predictability
 from medvae.networks import IntactVAE
 
-__all__ = ["BetaChoice", "BetaScore", "apply_rule", "choose_beta", "log_likelihood"]
+__all__ = [
+    "BetaChoice",
+    "BetaScore",
+    "apply_rule",
+    "beta_of_run",
+    "choose_beta",
+    "given_or_chosen",
+    "log_likelihood",
+]
 
 Array = npt.NDArray[np.float64]
 
@@ -146,6 +158,60 @@ def choose_beta(
     return apply_rule(scores, likelihoods, val.treatment.cpu().numpy())
 
 
+def given_or_chosen(
+    beta: float | None,
+    path: str | Path,
+    network: IntactVAE,
+    train: Iterable[Mapping[str, Any]],
+    val: Iterable[Mapping[str, Any]],
+    prepare_batch: Callable[..., tuple[Tensor, Mapping[str, Tensor]]],
+    **options: Any,
+) -> float:
+    """Return a bundle's beta: the number that its configuration gives, or that of the rule.
+
+    The choice is written beside the model, where a training that goes on finds it again.
+
+    Args:
+        beta: the number; None: by `choose_beta`.
+        path: the JSON of the choice.
+        network: untrained; copies of it are trained, each from the same weights.
+        train: items of the training split.
+        val: items of the validation split.
+        prepare_batch: as in training.
+        options: of `choose_beta`.
+    """
+    if beta is not None:
+        return float(beta)
+    if Path(path).is_file() and (Path(path).parent / CHECKPOINT).is_file():
+        return float(json.loads(Path(path).read_text(encoding="utf-8"))["beta"])
+    parts = [_in_memory(items, prepare_batch) for items in (train, val)]
+    choice = choose_beta(lambda: copy.deepcopy(network).cpu(), *parts, **options)
+    choice.save(path)
+    if not choice.balanced:
+        logger.warning(
+            "No beta of the grid kept the treatment out of the codes; beta %g did best. Larger "
+            "ones may do, or more subjects.",
+            choice.beta,
+        )
+    logger.info("beta %g, by held-out likelihood and balance (beta.json)", choice.beta)
+    return choice.beta
+
+
+def beta_of_run(path: str | Path, beta: float | None = None) -> float | None:
+    """Return the beta of a finished run: the number of its configuration, or of its `beta.json`."""
+    if beta is not None or not Path(path).is_file():
+        return beta
+    return float(json.loads(Path(path).read_text(encoding="utf-8"))["beta"])
+
+
+def _in_memory(items: Iterable[Mapping[str, Any]], prepare: Callable[..., Any]) -> TreatmentData:
+    outcomes, targets = zip(*(prepare(list_data_collate([i]), "cpu") for i in items), strict=True)
+    treatment, covariates = (
+        torch.cat([each[key] for each in targets]) for key in ("treatment", "covariates")
+    )
+    return TreatmentData(torch.cat(outcomes), treatment, covariates)
+
+
 def apply_rule(
     scores: Sequence[BetaScore], likelihoods: Sequence[Array], treatment: npt.NDArray[np.intp]
 ) -> BetaChoice:
@@ -187,7 +253,7 @@ def _score(
     means, errors = [], []
     with torch.no_grad(), evaluating(network):
         for batch in _batches(val, device):
-            output = network(*batch)
+            output = network.autoencode(*batch)
             means.append(output.mean.cpu())
             errors.append((output.reconstruction - batch.outcome).square().flatten(1).mean(1).cpu())
         columns = network.covariate_encoder(val.covariates.to(device)).cpu().numpy()
@@ -222,7 +288,7 @@ def log_likelihood(
     generator, found = torch.Generator().manual_seed(seed), []
     with torch.no_grad(), evaluating(network):
         for batch in _batches(data, device):
-            output = network(*batch)
+            output = network.autoencode(*batch)
             weights = []
             for _ in range(draws):
                 z = network.sample(output.mean, output.log_var, generator)

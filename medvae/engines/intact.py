@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
+from ignite.engine import Engine, Events
+from ignite.metrics import EpochMetric
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from medvae.data import check_overwrite, or_exit, write_text
 from medvae.engines.steps import PrepareAttributes, TrainingStep
-from medvae.losses import IntactVAELoss
+from medvae.losses import IntactVAELoss, gaussian_nll, kl_normal
 from medvae.networks import IntactVAE
 
 __all__ = [
+    "CounterfactualWriter",
     "IntactEvaluationStep",
     "IntactStep",
+    "ObjectiveScore",
     "PrepareTreatment",
     "TreatmentData",
     "train_intact",
 ]
+
+CODES = ("mean", "log_var", "prior_mean", "prior_log_var")
 
 
 class TreatmentData(NamedTuple):
@@ -83,9 +92,15 @@ class IntactStep(TrainingStep):
 class IntactEvaluationStep:
     """One batch through an `IntactVAE` in evaluation, for `SupervisedEvaluator`.
 
-    Returns `pred` (the factual reconstruction), the fields of the network's output, the outcome
-    under `image` and the batch's targets. Codes are posterior means.
+    Returns `pred` (the factual reconstruction), `mean`, `log_var`, `prior_mean`, `prior_log_var`,
+    `nll` (of each subject, nats) and the batch's targets. Codes are posterior means.
+
+    Args:
+        inferer: what is added for each batch, such as by a `medvae.explain.CounterfactualInferer`.
     """
+
+    def __init__(self, inferer: Callable[..., dict[str, Tensor]] | None = None) -> None:
+        self.inferer = inferer
 
     def __call__(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         """Return the outputs of a batch as a dictionary of tensors."""
@@ -94,14 +109,95 @@ class IntactEvaluationStep:
         )
         network = getattr(engine.network, "module", engine.network)  # under DDP
         network.eval()
+        given = targets["treatment"], targets["covariates"]
         with torch.no_grad():
-            output = network(image, targets["treatment"], targets["covariates"])
-        fields = output._asdict()
-        fields["noise_log_var"] = output.noise_log_var.expand(len(image), -1)
-        engine.state.output = {"pred": output.reconstruction, "image": image, **fields, **targets}
+            found = network.autoencode(image, *given)
+        output = {name: getattr(found, name) for name in CODES}
+        output["pred"] = found.reconstruction
+        output["nll"] = gaussian_nll(image, found.reconstruction, found.noise_log_var)
+        if self.inferer is not None:
+            output |= self.inferer(image, network, *given)
+        engine.state.output = {**output, **targets}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
+
+
+class ObjectiveScore(EpochMetric):
+    """Minus the mean objective over an epoch, for model selection: it rises as the model improves.
+
+    Args:
+        beta: weight of the divergence, as in training.
+    """
+
+    def __init__(self, beta: float) -> None:
+        def score(nll: Tensor, divergence: Tensor) -> float:
+            return -float((nll + beta * divergence).mean())
+
+        def terms(output: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+            return output["nll"], kl_normal(*(output[name].float() for name in CODES))
+
+        super().__init__(score, output_transform=terms, check_compute_fn=False)
+
+
+class CounterfactualWriter:
+    """Handler that writes one row of a CSV for each subject: what was asked, and can it be said.
+
+    Columns: id, the arm that was given (`own`) and asked for (`target`), `strength`,
+    `extrapolated`, `outside_overlap` and `mean_difference` (of the network's image).
+
+    Args:
+        path: the CSV.
+        arms: names of the arms in the order of their numbers.
+        target: number of the arm that is asked for.
+        strength: how far towards it.
+        overwrite: replace an existing file.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        arms: Sequence[object],
+        target: int,
+        strength: float = 1.0,
+        overwrite: bool = False,
+    ) -> None:
+        self.path, self.arms, self.target = Path(path), tuple(arms), target
+        self.strength, self.overwrite = strength, overwrite
+        self._rows: list[dict[str, object]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the evaluator."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._add)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _start(self, engine: Engine) -> None:
+        or_exit(check_overwrite, [self.path], self.overwrite)
+        self._rows = []
+
+    def _add(self, engine: Engine) -> None:
+        # before the batch is decollated, and its differences brought to the subjects' grids
+        output = engine.state.output
+        means = output["difference"].flatten(1).mean(1).tolist()
+        own, outside = output["treatment"].tolist(), output["outside"].tolist()
+        for subject, arm, out, mean in zip(
+            engine.state.batch["id"], own, outside, means, strict=True
+        ):
+            self._rows.append(
+                {
+                    "id": subject,
+                    "own": self.arms[arm],
+                    "target": self.arms[self.target],
+                    "strength": self.strength,
+                    "extrapolated": not 0 <= self.strength <= 1,
+                    "outside_overlap": out,
+                    "mean_difference": mean,
+                }
+            )
+
+    def _write(self, engine: Engine) -> None:
+        write_text(self.path, pd.DataFrame(self._rows).to_csv(index=False))
 
 
 def train_intact(

@@ -1,6 +1,11 @@
 """Looking through a trained model: what its latent axes say about a subject."""
 
-from medvae.explain.counterfactual import Counterfactual, counterfactual, from_covariates
+from medvae.explain.counterfactual import (
+    Counterfactual,
+    CounterfactualInferer,
+    counterfactual,
+    from_covariates,
+)
 from medvae.explain.curve import MonotoneCurve
 from medvae.explain.instrument import Instrument
 from medvae.explain.manipulation import (
@@ -24,6 +29,7 @@ from medvae.explain.swap import (
 __all__ = [
     "AttributeMapInferer",
     "Counterfactual",
+    "CounterfactualInferer",
     "Instrument",
     "MonotoneCurve",
     "Readout",

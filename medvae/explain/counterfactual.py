@@ -7,7 +7,7 @@ treatment would explain the image by it, and lose much of the effect.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +20,7 @@ from medvae.explain.maps import evaluating
 if TYPE_CHECKING:
     from medvae.networks import IntactVAE
 
-__all__ = ["Counterfactual", "counterfactual", "from_covariates"]
+__all__ = ["Counterfactual", "CounterfactualInferer", "counterfactual", "from_covariates"]
 
 
 class Counterfactual(NamedTuple):
@@ -212,3 +212,71 @@ def _check_strength(strength: float, extrapolate: bool) -> None:
             f"strength is {strength}, outside of [0, 1], where subjects were observed; "
             "extrapolate=True asks for it"
         )
+
+
+class CounterfactualInferer:
+    """Each subject of a batch under another arm, for `medvae.engines.IntactEvaluationStep`.
+
+    Args:
+        target: number of the arm that is asked for.
+        strength: see `counterfactual`, as the following.
+        extrapolate: allow a strength that no subject had.
+        samples: draws for the uncertainty.
+        members: further networks of an ensemble.
+        probabilities: from covariates (B, K) to the propensity of every arm, (B, T); None: the
+            overlap is not known, and `outside` is False for all.
+        alone: decode the prior of the covariates, and leave the image unread.
+        limit: the least probability of an arm inside the overlap.
+        seed: of the draws.
+
+    Raises:
+        ValueError: for a strength outside [0, 1] that is not asked for by `extrapolate`.
+    """
+
+    def __init__(
+        self,
+        target: int,
+        strength: float = 1.0,
+        extrapolate: bool = False,
+        samples: int = 16,
+        members: Sequence[IntactVAE] = (),
+        probabilities: Callable[[Tensor], Tensor] | None = None,
+        alone: bool = False,
+        limit: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        _check_strength(strength, extrapolate)
+        self.target, self.strength, self.extrapolate = target, strength, extrapolate
+        self.samples, self.members, self.alone = samples, list(members), alone
+        self.probabilities, self.limit, self.seed = probabilities, limit, seed
+
+    def __call__(
+        self, image: Tensor, network: IntactVAE, treatment: Tensor, covariates: Tensor
+    ) -> dict[str, Tensor]:
+        """Return `counterfactual`, `difference`, `uncertainty` (B, C, *S) and `outside` (B,)."""
+        networks = [network, *self.members]
+        known = None if self.probabilities is None else self.probabilities(covariates)
+        if self.alone:
+            found = from_covariates(
+                networks, covariates, self.target, self.samples, known, self.limit, seed=self.seed
+            )
+        else:
+            found = counterfactual(
+                networks,
+                image,
+                covariates,
+                treatment,
+                self.target,
+                self.strength,
+                self.extrapolate,
+                self.samples,
+                known,
+                self.limit,
+                seed=self.seed,
+            )
+        return {
+            "counterfactual": found.outcome,
+            "difference": found.difference,
+            "uncertainty": found.uncertainty,
+            "outside": found.outside,
+        }

@@ -54,7 +54,13 @@ from .manipulation import (
     sweep_effects,
 )
 from .neighbours import KnnLeakage, knn_leakage
-from .overlap import outside_overlap, overlap_report, propensity, treatment_predictability
+from .overlap import (
+    Propensity,
+    outside_overlap,
+    overlap_report,
+    propensity,
+    treatment_predictability,
+)
 from .peer import raw_attribute_classifier
 from .prediction import prediction_r2
 from .realism import (
@@ -79,6 +85,7 @@ __all__ = [
     "Kid",
     "KnnLeakage",
     "PrecisionRecall",
+    "Propensity",
     "Sample",
     "accuracy",
     "active_axes",

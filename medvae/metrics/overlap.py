@@ -7,19 +7,25 @@ other arm has nobody alike, and what is said about it rests on the model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from .classification import roc_auc
 from .information import Array
 from .intervals import folds_by_patient
 
-__all__ = ["outside_overlap", "overlap_report", "propensity", "treatment_predictability"]
+__all__ = [
+    "Propensity",
+    "outside_overlap",
+    "overlap_report",
+    "propensity",
+    "treatment_predictability",
+]
 
 LIMIT = 0.05  # an arm that is less probable is out of the overlap
 
@@ -47,31 +53,65 @@ def propensity(
         Shape (N, T), rows that add up to 1.
 
     Raises:
-        ValueError: If fewer than two arms occur, or one is too rare for every fold.
+        ValueError: If fewer than two arms occur, also in a fold.
     """
     x, t = np.asarray(columns, dtype=np.float64), _arms(treatment)
     found = np.zeros((len(t), int(t.max()) + 1))
-    if not x.shape[1]:
-        return found + np.bincount(t) / len(t)
     fold = folds_by_patient(patients, len(t), folds, seed, t)
     for number in np.unique(fold):
         train, held_out = fold != number, fold == number
-        model = fit_propensity(x[train], t[train])
-        classes = model[-1].classes_
-        found[np.ix_(held_out, classes)] = model.predict_proba(x[held_out])
+        classes, arms = np.unique(t[train], return_inverse=True)
+        fitted = Propensity.fitted(x[train], arms)
+        found[np.ix_(held_out, classes)] = fitted.probabilities(x[held_out])
     return found
 
 
-def fit_propensity(columns: Array, treatment: npt.NDArray[np.intp]) -> Any:
-    """Fit the logistic regression of arms on covariates that `propensity` cross-fits.
+@dataclass(frozen=True)
+class Propensity:
+    """The probability of every arm given covariates, as JSON can keep it.
 
-    Raises:
-        ValueError: If fewer than two arms occur.
+    Attributes:
+        mean: of the columns, shape (P,).
+        scale: of the columns, shape (P,).
+        weights: of the standardised columns for every arm, shape (T, P).
+        bias: of every arm, shape (T,).
     """
-    if len(np.unique(treatment)) < 2:
-        raise ValueError("treatment holds one arm only, expected at least two.")
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
-    return model.fit(columns, treatment)
+
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    weights: tuple[tuple[float, ...], ...]
+    bias: tuple[float, ...]
+
+    @classmethod
+    def fitted(cls, columns: npt.ArrayLike, treatment: npt.ArrayLike) -> Propensity:
+        """Fit a multinomial logistic regression.
+
+        Args:
+            columns: see `propensity`, shape (N, P).
+            treatment: every arm from 0 to T - 1 occurs, shape (N,).
+
+        Raises:
+            ValueError: If fewer than two arms occur.
+        """
+        x, t = np.asarray(columns, dtype=np.float64), _arms(treatment)
+        mean, scale = x.mean(axis=0), x.std(axis=0)
+        scale = np.where(scale > 0, scale, 1.0)
+        if not x.shape[1]:
+            bias = np.log(np.bincount(t) / len(t))
+            return cls((), (), ((),) * len(bias), tuple(bias.tolist()))
+        model = LogisticRegression(max_iter=5000).fit((x - mean) / scale, t)
+        weights, bias = model.coef_, model.intercept_
+        if len(weights) == 1:  # scikit-learn gives the odds of the second arm alone
+            weights, bias = np.concatenate([0 * weights, weights]), np.array([0.0, bias[0]])
+        rows = tuple(tuple(row) for row in weights.tolist())
+        return cls(tuple(mean.tolist()), tuple(scale.tolist()), rows, tuple(bias.tolist()))
+
+    def probabilities(self, columns: npt.ArrayLike) -> Array:
+        """Return the probability of every arm, (N, T), for columns (N, P)."""
+        x = (np.asarray(columns, dtype=np.float64) - self.mean) / self.scale
+        weights = np.array(self.weights).reshape(len(self.bias), -1)
+        found: Array = softmax(x @ weights.T + self.bias, axis=1)
+        return found
 
 
 def outside_overlap(probabilities: npt.ArrayLike, limit: float = LIMIT) -> npt.NDArray[np.bool_]:

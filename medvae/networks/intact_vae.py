@@ -193,7 +193,7 @@ class IntactVAE(nn.Module):
             return found
         return self.decoder(found.unflatten(1, self.bottleneck_shape))
 
-    def forward(
+    def autoencode(
         self,
         outcome: Tensor,
         treatment: Tensor,
@@ -206,6 +206,16 @@ class IntactVAE(nn.Module):
         z = self.sample(mean, log_var) if self.training else mean
         decoded = self.decode(z, treatment)
         return IntactVAEOutput(decoded, mean, log_var, z, *self._prior(known), self.noise_log_var)
+
+    def forward(
+        self,
+        outcome: Tensor,
+        treatment: Tensor,
+        covariates: Tensor,
+        image: Tensor | None = None,
+    ) -> IntactVAEOutput:
+        """Return what `autoencode` returns."""
+        return self.autoencode(outcome, treatment, covariates, image)
 
     @staticmethod
     def sample(mean: Tensor, log_var: Tensor, generator: torch.Generator | None = None) -> Tensor:
