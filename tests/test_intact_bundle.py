@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import test_bundles
+import test_distributed
 import torch
 import yaml
 from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
@@ -204,3 +205,54 @@ def test_metadata_and_the_networks_shapes(trained):
         device="cpu",
         **overrides,
     )
+
+
+def test_the_bundle_runs_on_two_processes(tmp_path):
+    phantoms(tmp_path / "data", 48, spatial_dims=2)
+    settings = training(tmp_path, 2, max_epochs=1, batch_size=4, beta=4.0, min_arm=3)
+    process = test_distributed.torchrun(settings, configs=CONFIGS)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+    for written in ("models/model.pt", "models/roles.json", "models/overlap.json"):
+        assert (tmp_path / written).exists()
+    assert json.loads((tmp_path / "eval" / "metrics.json").read_text())["beta"] == 4
+    weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert not any(name.startswith("module.") for name in weights)
+
+
+def test_train_and_inference_mean_the_same_by_a_key():
+    train, inference = (
+        yaml.safe_load((CONFIGS / name).read_text()) for name in ("train.yaml", "inference.yaml")
+    )
+    own = {
+        "imports",
+        "output_dir",
+        "subjects",
+        "batch_size",
+        "cohort",
+        "roles",
+        "initialize",
+        "run",
+    }
+    own |= {"network", "network_def"}
+    for key in train.keys() & inference.keys() - own:
+        assert train[key] == inference[key], key
+    definitions = train["network_def"], inference["network_def"]
+    noise = definitions[0].pop("noise_log_var")  # learned: the weights have it
+    assert noise == "@noise_log_var"
+    components = [part.pop("component") for part in definitions]
+    assert components == ["$medvae.networks.IntactVAE", "$medvae.networks.IntactVAEReconstruction"]
+    assert definitions[0] == definitions[1]
+
+
+def test_the_semisynthetic_overlay_is_judged_by_its_truth(tmp_path):
+    overlay = REPOSITORY / "configs" / "datasets" / "phantoms_semisynthetic.yaml"
+    overrides = training(tmp_path, 2, phantoms=60, max_epochs=1, beta=4.0)
+    del overrides["subjects"]
+    test_bundles.run([CONFIGS / "train.yaml", overlay], overrides)
+    truth = json.loads((tmp_path / "eval" / "metrics.json").read_text())["truth"]
+    # 0.15 within the myocardium, a little less where it fades at the edge
+    assert 0.05 < truth["true_ate"] < 0.15
+    assert truth["no change"]["ate"] == 0
+    assert truth["no change"]["counterfactual_mae"] > 0
+    assert {"network", "ComBat"} <= truth.keys()

@@ -238,11 +238,13 @@ def assign_treatment(
     score = np.zeros(len(table))
     for name in covariates:
         if name not in table:
-            raise CohortError(f"Column '{name}' is not in the table; {suggestion(name, table)}")
+            raise CohortError(
+                f"Column '{name}' is not in the table; {suggestion(name, map(str, table))}"
+            )
         cells = table[name]
         numeric = pd.api.types.is_numeric_dtype(cells)
         values = (cells if numeric else pd.Series(pd.Categorical(cells).codes)).astype(float)
-        score += _standard(values.to_numpy(), name)
+        score += _standard(values.to_numpy(dtype=np.float64), name)
     probability = expit(strength * _standard(score, "of the sum of covariates"))
     patients = pd.factorize(table["patient"] if "patient" in table else table["id"])[0]
     draws = np.random.default_rng(seed).random(patients.max() + 1)[patients]

@@ -184,8 +184,8 @@ def given_or_chosen(
         return float(beta)
     if Path(path).is_file() and (Path(path).parent / CHECKPOINT).is_file():
         return float(json.loads(Path(path).read_text(encoding="utf-8"))["beta"])
-    parts = [_in_memory(items, prepare_batch) for items in (train, val)]
-    choice = choose_beta(lambda: copy.deepcopy(network).cpu(), *parts, **options)
+    subjects, held_out = (_in_memory(items, prepare_batch) for items in (train, val))
+    choice = choose_beta(lambda: copy.deepcopy(network).cpu(), subjects, held_out, **options)
     choice.save(path)
     if not choice.balanced:
         logger.warning(

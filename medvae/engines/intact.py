@@ -50,12 +50,14 @@ class TreatmentData(NamedTuple):
     def rows(self, index: Tensor) -> TreatmentData:
         """The chosen subjects: indices or booleans."""
         image = None if self.image is None else self.image[index]
-        return TreatmentData(*(part[index] for part in self[:3]), image)
+        parts = (self.outcome[index], self.treatment[index], self.covariates[index])
+        return TreatmentData(*parts, image)
 
     def to(self, device: str | torch.device) -> TreatmentData:
         """The same on a device."""
         image = None if self.image is None else self.image.to(device)
-        return TreatmentData(*(part.to(device) for part in self[:3]), image)
+        outcome, treatment, covariates = (part.to(device) for part in self[:3] if part is not None)
+        return TreatmentData(outcome, treatment, covariates, image)
 
 
 class PrepareTreatment(PrepareAttributes):
@@ -231,6 +233,9 @@ def train_intact(
     """
     objective = IntactVAELoss() if loss is None else loss
     network, data = network.to(device).train(), data.to(device)
+    if network.in_channels:  # convolutions are faster so
+        planar = len(network.image_size) == 2
+        network.to(memory_format=torch.channels_last if planar else torch.channels_last_3d)
     batch_size = min(batch_size, len(data.outcome))
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad])
     schedule = torch.optim.lr_scheduler.OneCycleLR(

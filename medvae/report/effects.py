@@ -269,7 +269,7 @@ class EffectEvaluation:
         wanted, image = truth[test].double().numpy(), held_out.outcome.double().numpy()
         sign = (1 - 2 * own.numpy()).reshape(-1, 1)
         exact = sign * region_means(wanted - image, regions[rows])
-        report = {"true_ate": float(np.nanmean(exact))}
+        report: dict[str, Any] = {"true_ate": float(np.nanmean(exact))}
         factual = decoded(self.network, held_out, own, self.device).numpy()
         for name, images in found.items():
             base = factual if name == "network" else image

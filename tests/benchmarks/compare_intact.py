@@ -39,7 +39,6 @@ from medvae.metrics import (
 from medvae.networks import IntactVAE
 from medvae.report.tables import markdown_table
 
-OVERLAPS = (1.0, 4.0)
 Row = dict[str, float]
 
 
@@ -211,9 +210,10 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=1500)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--overlaps", type=float, nargs="+", default=[1.0, 4.0])
     parser.add_argument("--beta", type=float, help="instead of the rule")
     options = parser.parse_args()
-    for overlap in OVERLAPS:
+    for overlap in options.overlaps:
         start, beta = time.time(), chosen(options, overlap)
         rows: dict[str, list[Row]] = {}
         for name, estimate in estimators(options, beta).items():
