@@ -243,8 +243,8 @@ def assign_treatment(
             )
         cells = table[name]
         numeric = pd.api.types.is_numeric_dtype(cells)
-        values = (cells if numeric else pd.Series(pd.Categorical(cells).codes)).astype(float)
-        score += _standard(values.to_numpy(dtype=np.float64), name)
+        values = cells if numeric else pd.Series(pd.Categorical(cells).codes).replace(-1, np.nan)
+        score += _standard(np.asarray(values, dtype=np.float64), name)
     probability = expit(strength * _standard(score, "of the sum of covariates"))
     patients = pd.factorize(table["patient"] if "patient" in table else table["id"])[0]
     draws = np.random.default_rng(seed).random(patients.max() + 1)[patients]

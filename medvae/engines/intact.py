@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from ignite.engine import Engine, Events
-from ignite.metrics import EpochMetric
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from medvae.data import check_overwrite, or_exit, write_text
+from medvae.engines.handlers import EpochScore
 from medvae.engines.steps import PrepareAttributes, TrainingStep
 from medvae.losses import IntactVAELoss, gaussian_nll, kl_normal
 from medvae.networks import IntactVAE
@@ -95,7 +96,7 @@ class IntactEvaluationStep:
     """One batch through an `IntactVAE` in evaluation, for `SupervisedEvaluator`.
 
     Returns `pred` (the factual reconstruction), `mean`, `log_var`, `prior_mean`, `prior_log_var`,
-    `nll` (of each subject, nats) and the batch's targets. Codes are posterior means.
+    `nll` and `kl` (of each subject, nats) and the batch's targets. Codes are posterior means.
 
     Args:
         inferer: what is added for each batch, such as by a `medvae.explain.CounterfactualInferer`.
@@ -117,6 +118,7 @@ class IntactEvaluationStep:
         output = {name: getattr(found, name) for name in CODES}
         output["pred"] = found.reconstruction
         output["nll"] = gaussian_nll(image, found.reconstruction, found.noise_log_var)
+        output["kl"] = kl_normal(*(output[name].float() for name in CODES))
         if self.inferer is not None:
             output |= self.inferer(image, network, *given)
         engine.state.output = {**output, **targets}
@@ -125,7 +127,7 @@ class IntactEvaluationStep:
         return engine.state.output
 
 
-class ObjectiveScore(EpochMetric):
+class ObjectiveScore(EpochScore):
     """Minus the mean objective over an epoch, for model selection: it rises as the model improves.
 
     Args:
@@ -133,13 +135,12 @@ class ObjectiveScore(EpochMetric):
     """
 
     def __init__(self, beta: float) -> None:
-        def score(nll: Tensor, divergence: Tensor) -> float:
-            return -float((nll + beta * divergence).mean())
+        self.beta = beta
+        super().__init__("nll", "kl")
 
-        def terms(output: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-            return output["nll"], kl_normal(*(output[name].float() for name in CODES))
-
-        super().__init__(score, output_transform=terms, check_compute_fn=False)
+    def scores(self, first: Tensor, second: Tensor) -> np.ndarray:
+        """Return minus the objective of every subject."""
+        return -(first + self.beta * second).double().numpy()
 
 
 class CounterfactualWriter:
@@ -233,9 +234,10 @@ def train_intact(
     """
     objective = IntactVAELoss() if loss is None else loss
     network, data = network.to(device).train(), data.to(device)
-    if network.in_channels:  # convolutions are faster so
+    if network.in_channels:
         planar = len(network.image_size) == 2
-        network.to(memory_format=torch.channels_last if planar else torch.channels_last_3d)
+        faster: Any = network  # the type of Module.to does not know memory formats
+        faster.to(memory_format=torch.channels_last if planar else torch.channels_last_3d)
     batch_size = min(batch_size, len(data.outcome))
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad])
     schedule = torch.optim.lr_scheduler.OneCycleLR(

@@ -166,10 +166,16 @@ def _decoded(
     return Counterfactual(
         _mean(outcome),
         _mean(difference),
-        torch.stack(draws).std(0, correction=0),
+        _spread(draws),
         outside,
         not 0 <= strength <= 1,
     )
+
+
+def _spread(draws: Sequence[Tensor]) -> Tensor:
+    if len(draws) == 1:
+        return torch.zeros_like(draws[0])
+    return torch.stack(list(draws)).std(0, correction=0)
 
 
 def _mean(parts: Sequence[Tensor]) -> Tensor:

@@ -153,11 +153,11 @@ def estimators(options: argparse.Namespace, beta: float) -> dict[str, Callable[[
         "linear regression": simple(regression),
         "T-learner (20 neighbours)": simple(t_learner),
         "ComBat": harmonised,
+        "beta-Intact-VAE": model(ours),
         "public code's loss": model(PublicCodeLoss, learned_prior=False),
         "conditional VAE, N(0, I)": model(ours, learned_prior=False),
         "encoded with the other arm": model(ours, target=True),
         "beta = 1": model(lambda: IntactVAELoss(1.0)),
-        "beta-Intact-VAE": model(ours),
     }
 
 
