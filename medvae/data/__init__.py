@@ -9,10 +9,11 @@ from medvae.data.measured import check_and_measure
 from medvae.data.output import check_overwrite, check_writable, write_text
 from medvae.data.phantom_cohort import phantoms
 from medvae.data.record import check_settings, write_record
-from medvae.data.run import check_factor_training, check_training
+from medvae.data.run import check_factor_training, check_split_sizes, check_training
 from medvae.data.scaler import AttributeScaler
 from medvae.data.split import SPLITS, split_subjects
 from medvae.data.subjects import datalist, load_subjects
+from medvae.data.treatment import Roles, assign_treatment
 
 __all__ = [
     "SPLITS",
@@ -23,12 +24,15 @@ __all__ = [
     "Factor",
     "Factors",
     "FileError",
+    "Roles",
     "Volume",
+    "assign_treatment",
     "balanced_sampler",
     "check_and_measure",
     "check_factor_training",
     "check_overwrite",
     "check_settings",
+    "check_split_sizes",
     "check_training",
     "check_writable",
     "cohort_or_exit",

@@ -59,6 +59,11 @@ class Factor:
         """Logits of the factor's head."""
         return 1 if self.kind == "continuous" else len(self.classes)
 
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Factor:
+        """The factor whose fields are given, as JSON knows them."""
+        return cls(**{**state, **{key: tuple(state[key]) for key in ("bins", "classes")}})
+
     def fitted(self, train: pd.DataFrame) -> Factor:
         """The factor with the classes, or the mean and spread, of the training rows.
 
@@ -180,7 +185,7 @@ class Factors:
             chosen = None
         else:
             self.free_size = free_size
-            chosen = [_defined(name, given or {}) for name, given in (definitions or {}).items()]
+            chosen = [defined(name, given or {}) for name, given in (definitions or {}).items()]
             if not chosen:
                 raise CohortError("factors is empty; expected at least one column of the table.")
             self._fit(chosen)
@@ -271,10 +276,7 @@ class Factors:
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
             self.free_size = int(state["free_size"])
-            factors = [
-                Factor(**entry | {key: tuple(entry[key]) for key in ("bins", "classes")})
-                for entry in state["factors"]
-            ]
+            factors = [Factor.from_state(entry) for entry in state["factors"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CohortError(
                 f"The factors '{path}' cannot be read ({type(error).__name__}); expected the file "
@@ -307,7 +309,12 @@ def balanced_sampler(cells: Sequence[int], processes: int = 1) -> WeightedRandom
     return WeightedRandomSampler(weights.tolist(), len(numbers) // processes)
 
 
-def _defined(name: str, given: Mapping[str, Any]) -> Factor:
+def defined(name: str, given: Mapping[str, Any]) -> Factor:
+    """The factor of a configuration's settings, not fitted yet.
+
+    Raises:
+        CohortError: an unknown setting, or one out of its range.
+    """
     allowed = ("column", "kind", "size", "bins", "valid")
     for key in given:
         if key not in allowed:

@@ -6,7 +6,7 @@ from medvae.data.cohort import Cohort
 from medvae.data.errors import CohortError
 from medvae.data.factors import Factors
 
-__all__ = ["check_factor_training", "check_training"]
+__all__ = ["check_factor_training", "check_split_sizes", "check_training"]
 
 KNOWN = 5  # medvae.metrics scores no attribute that is known less often
 
@@ -47,7 +47,24 @@ def check_factor_training(
     Raises:
         CohortError: in one sentence that names the key.
     """
-    rows = _rows(factors.cohort)
+    check_split_sizes(factors.cohort, batch_size, max_epochs, val_interval)
+
+
+def check_split_sizes(
+    cohort: Cohort, batch_size: int, max_epochs: int, val_interval: int = 1
+) -> None:
+    """Refuse a training without a batch, an epoch, or a subject to select or test it by.
+
+    Args:
+        cohort: checked and split.
+        batch_size: at least 2.
+        max_epochs: at least 1.
+        val_interval: epochs between validations, at most ``max_epochs``.
+
+    Raises:
+        CohortError: in one sentence that names the key.
+    """
+    rows = _rows(cohort)
     _check_limits(rows["train"], batch_size, max_epochs, val_interval)
     for split in ("val", "test"):
         if rows[split] < KNOWN:

@@ -1,6 +1,13 @@
 """What the bundles hand to MONAI's engines: the only training code."""
 
 from medvae.engines.augment import DifferentiableAugmentation
+from medvae.engines.beta import (
+    BetaChoice,
+    beta_of_run,
+    choose_beta,
+    given_or_chosen,
+    log_likelihood,
+)
 from medvae.engines.checkpoint import Checkpoint, check_run, finish_run
 from medvae.engines.classifier import classify, image_features, train_classifier
 from medvae.engines.encoder import EncoderEvaluationStep, FactorScore, factor_scores
@@ -12,6 +19,15 @@ from medvae.engines.handlers import (
     ProgressBar,
     read_history,
 )
+from medvae.engines.intact import (
+    CounterfactualWriter,
+    IntactEvaluationStep,
+    IntactStep,
+    ObjectiveScore,
+    PrepareTreatment,
+    TreatmentData,
+    train_intact,
+)
 from medvae.engines.segmentation import train_segmentation
 from medvae.engines.steps import (
     EvaluationStep,
@@ -21,7 +37,9 @@ from medvae.engines.steps import (
 )
 
 __all__ = [
+    "BetaChoice",
     "Checkpoint",
+    "CounterfactualWriter",
     "DifferentiableAugmentation",
     "EncoderEvaluationStep",
     "EvaluationStep",
@@ -29,18 +47,28 @@ __all__ = [
     "GanEvaluationStep",
     "GanStep",
     "History",
+    "IntactEvaluationStep",
+    "IntactStep",
     "InterpretabilityMetric",
     "PredictionWriter",
+    "ObjectiveScore",
     "PrepareAttributes",
+    "PrepareTreatment",
     "ProgressBar",
     "TrainingStep",
+    "TreatmentData",
+    "beta_of_run",
     "check_run",
+    "choose_beta",
     "class_probabilities",
     "classify",
     "factor_scores",
     "finish_run",
+    "given_or_chosen",
     "image_features",
+    "log_likelihood",
     "read_history",
     "train_classifier",
+    "train_intact",
     "train_segmentation",
 ]

@@ -127,7 +127,7 @@ class TrainingStep:
         engine.network.train()
         engine.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(image.device.type, self.autocast, enabled=self.autocast is not None):
-            output = engine.inferer(image, engine.network)
+            output = self._outputs(engine, image, targets)
             control = None
             if self.control is not None:
                 network = getattr(engine.network, "module", engine.network)  # under DDP
@@ -141,6 +141,9 @@ class TrainingStep:
             nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_grad_norm)
         engine.optimizer.step()
         return [{name: value.detach() for name, value in terms.items()}]
+
+    def _outputs(self, engine: Any, image: Tensor, targets: Mapping[str, Tensor]) -> Any:
+        return engine.inferer(image, engine.network)
 
 
 def check_finite(terms: Mapping[str, Tensor], engine: Any) -> None:

@@ -1,5 +1,11 @@
 """Looking through a trained model: what its latent axes say about a subject."""
 
+from medvae.explain.counterfactual import (
+    Counterfactual,
+    CounterfactualInferer,
+    counterfactual,
+    from_covariates,
+)
 from medvae.explain.curve import MonotoneCurve
 from medvae.explain.instrument import Instrument
 from medvae.explain.manipulation import (
@@ -22,12 +28,16 @@ from medvae.explain.swap import (
 
 __all__ = [
     "AttributeMapInferer",
+    "Counterfactual",
+    "CounterfactualInferer",
     "Instrument",
     "MonotoneCurve",
     "Readout",
     "SwapInferer",
     "TraversalInferer",
     "attribute_maps",
+    "counterfactual",
+    "from_covariates",
     "interpolate",
     "interpolate_subspaces",
     "reconstruct",

@@ -28,6 +28,7 @@ from medvae.losses.elbo import (
     kl_normal,
 )
 from medvae.losses.factors import FactorLoss, factor_predictions
+from medvae.losses.intact import IntactVAELoss, PublicCodeLoss, gaussian_nll
 from medvae.losses.objective import AttriVAELoss, classification_loss
 from medvae.losses.rivals import AdversarialLeakageLoss, HSICLoss, reverse_gradient
 from medvae.losses.subspaces import LabelledDependence, SubspaceLoss, encode_factors
@@ -39,8 +40,10 @@ __all__ = [
     "ControlLoss",
     "FactorLoss",
     "HSICLoss",
+    "IntactVAELoss",
     "LabelledDependence",
     "PathLength",
+    "PublicCodeLoss",
     "SubspaceDependenceLoss",
     "SubspaceLoss",
     "attribute_correlation",
@@ -56,6 +59,7 @@ __all__ = [
     "effective_rank",
     "encode_factors",
     "factor_predictions",
+    "gaussian_nll",
     "gaussian_reconstruction",
     "generator_loss",
     "kl_divergence",

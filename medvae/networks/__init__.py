@@ -3,7 +3,9 @@
 from medvae.networks.attri_vae import AttriVAE, AttriVAEOutput, AttriVAEReconstruction
 from medvae.networks.checkpoint import load_weights
 from medvae.networks.classifier import FactorClassifier
+from medvae.networks.covariates import CovariateEncoder
 from medvae.networks.disentangled_gan import DisentangledGAN
+from medvae.networks.intact_vae import IntactVAE, IntactVAEOutput, IntactVAEReconstruction
 from medvae.networks.stylegan import (
     DiscriminatorOutput,
     MappingNetworks,
@@ -22,9 +24,13 @@ __all__ = [
     "AttriVAE",
     "AttriVAEOutput",
     "AttriVAEReconstruction",
+    "CovariateEncoder",
     "DisentangledGAN",
     "DiscriminatorOutput",
     "FactorClassifier",
+    "IntactVAE",
+    "IntactVAEOutput",
+    "IntactVAEReconstruction",
     "MappingNetworks",
     "StyleDiscriminator",
     "StyleGenerator",

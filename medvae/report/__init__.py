@@ -1,10 +1,13 @@
 """What a run leaves behind for people: metrics, tables, plots and a page that shows them all."""
 
+from medvae.report.effects import EffectEvaluation
+from medvae.report.effects_table import effects_table
 from medvae.report.evaluation import Evaluation, Predictions, predict
 from medvae.report.examples import Examples
 from medvae.report.leakage_plots import plot_embeddings, plot_leakage
 from medvae.report.manipulation import ManipulationEvaluation
 from medvae.report.map_montage import MapMontaged, plot_maps
+from medvae.report.overlap import announce_overlap, load_propensity, network_propensity
 from medvae.report.page import Page, Run, Section, write_comparison, write_page, write_report
 from medvae.report.plots import (
     plot_codes,
@@ -12,6 +15,7 @@ from medvae.report.plots import (
     plot_reconstructions,
     plot_series,
 )
+from medvae.report.quality import quality_report
 from medvae.report.samples import write_samples
 from medvae.report.subspaces import SubspaceEvaluation, leakage_table
 from medvae.report.swaps import GanEvaluation, SwapsMontaged
@@ -20,6 +24,7 @@ from medvae.report.tables import metrics_table
 from medvae.report.traversals import TraversalMontaged, plot_traversals, write_gif
 
 __all__ = [
+    "EffectEvaluation",
     "Evaluation",
     "GanEvaluation",
     "Examples",
@@ -32,7 +37,11 @@ __all__ = [
     "Run",
     "Section",
     "TraversalMontaged",
+    "announce_overlap",
+    "effects_table",
     "leakage_table",
+    "load_propensity",
+    "network_propensity",
     "manipulation_table",
     "metrics_table",
     "plot_codes",
@@ -45,6 +54,7 @@ __all__ = [
     "plot_sweeps",
     "plot_traversals",
     "predict",
+    "quality_report",
     "write_comparison",
     "write_gif",
     "write_page",

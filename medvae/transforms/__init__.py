@@ -4,6 +4,7 @@ from medvae.transforms.affines import PlanarAffined
 from medvae.transforms.artefacts import RandArtefactd
 from medvae.transforms.copies import DeformedCopyd
 from medvae.transforms.grid import CenterOnMaskd, ResampleToGridd
+from medvae.transforms.intervention import KnownEffectd
 from medvae.transforms.loading import LoadSubjectd
 from medvae.transforms.masks import MaskBackgroundd
 from medvae.transforms.measuring import MeasureAttributesd
@@ -14,6 +15,7 @@ from medvae.transforms.saving import SaveSubjectd
 __all__ = [
     "CenterOnMaskd",
     "DeformedCopyd",
+    "KnownEffectd",
     "LoadSubjectd",
     "MaskBackgroundd",
     "MeasureAttributesd",

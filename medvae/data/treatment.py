@@ -1,0 +1,272 @@
+"""The roles of a cohort's columns in a causal question: outcome, treatment, covariates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.special import expit
+
+from medvae.data.cohort import Cohort
+from medvae.data.errors import CohortError, listing, suggestion
+from medvae.data.factors import Factor, defined
+from medvae.data.output import write_text
+from medvae.data.subjects import load_subjects
+
+__all__ = ["Roles", "assign_treatment"]
+
+Array = npt.NDArray[np.float64]
+
+
+class Roles:
+    """Which column is the treatment and which are covariates; fitted on the training rows.
+
+    Covariates must be causes of the treatment or of the outcome, and nothing that the treatment
+    changes: adjusting for such a descendant takes part of the effect away.
+
+    Args:
+        cohort: checked and split; its images are the outcome.
+        treatment: a column of classes, the arms.
+        covariates: for every column by its name a dictionary of `medvae.data.Factor`'s attributes,
+            such as `{kind: continuous}`; an empty one is a categorical column.
+        descendants: columns that the treatment changes, which are refused as covariates.
+        control: the class that is arm 0; None: the first in order.
+        min_arm: the least number of training rows of every arm.
+        state: the roles of a trained model, or their file; nothing is fitted then.
+
+    Attributes:
+        cohort: the cohort.
+        treatment: the treatment's column.
+        arms: its classes in the order of their numbers.
+
+    Raises:
+        CohortError: one arm only, or one too small, a row without treatment, a covariate that is
+            the treatment, a declared descendant, unknown or never given.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        treatment: str | None = None,
+        covariates: Mapping[str, Mapping[str, Any] | None] | None = None,
+        descendants: Sequence[str] = (),
+        control: int | str | None = None,
+        min_arm: int = 20,
+        state: str | Path | None = None,
+    ) -> None:
+        self.cohort = cohort
+        if state is not None:
+            self._load(Path(state))
+            self.values(cohort.subjects)  # an arm or a class that was not trained is refused now
+            return
+        if treatment is None:
+            raise CohortError("treatment is empty; expected a column of the table.")
+        self.descendants = tuple(descendants)
+        train = cohort.subjects[cohort.subjects["split"] == "train"]
+        self._treatment = _with_control(Factor(treatment).fitted(train), control)
+        chosen = [defined(name, given or {}) for name, given in (covariates or {}).items()]
+        self._check(chosen)
+        self._covariates = tuple(factor.fitted(train) for factor in chosen)
+        numbers = self.values(cohort.subjects)[0]
+        counts = np.bincount(numbers[(cohort.subjects["split"] == "train").to_numpy()])
+        for arm, count in zip(self.arms, counts.tolist(), strict=True):
+            if count < min_arm:
+                raise CohortError(
+                    f"The arm {arm!r} of the treatment '{treatment}' has {count} training row(s); "
+                    f"expected at least {min_arm} (min_arm)."
+                )
+
+    @property
+    def treatment(self) -> str:
+        """The treatment's column."""
+        return self._treatment.name
+
+    @property
+    def arms(self) -> tuple[int | str, ...]:
+        """Classes of the treatment in the order of their numbers; the first is the control."""
+        return self._treatment.classes
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the covariates, in order."""
+        return tuple(factor.name for factor in self._covariates)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Classes of each covariate, 0 for a continuous one: see `CovariateEncoder`."""
+        return tuple(0 if f.kind == "continuous" else f.outputs for f in self._covariates)
+
+    def arm(self, name: int | str) -> int:
+        """The number of an arm by its class.
+
+        Raises:
+            CohortError: no such arm: nothing was learned about it.
+        """
+        known = {str(arm): number for number, arm in enumerate(self.arms)}
+        if str(name) not in known:
+            raise CohortError(
+                f"The arm {name!r} of the treatment '{self.treatment}' was not seen in training; "
+                f"{suggestion(str(name), known)}"
+            )
+        return known[str(name)]
+
+    def values(self, subjects: pd.DataFrame) -> tuple[npt.NDArray[np.int64], Array]:
+        """Arms (N,) and covariates (N, K): class numbers or standardised, NaN where missing.
+
+        Raises:
+            CohortError: a row without treatment, or with a class that no training row has.
+        """
+        arms = self._treatment.values(subjects)
+        if np.isnan(arms).any():
+            empty = subjects["id"][np.isnan(arms)]
+            raise CohortError(
+                f"The treatment '{self.treatment}' is missing in {listing(empty)}; expected an arm "
+                "for every row, since an image is read by the treatment that was given."
+            )
+        columns = [factor.values(subjects) for factor in self._covariates]
+        covariates = np.stack(columns, 1) if columns else np.zeros((len(subjects), 0))
+        return arms.astype(np.int64), covariates
+
+    def datalist(self, split: str | None = None) -> list[dict[str, Any]]:
+        """The cohort's items with the keys `treatment`, a number, and `covariates`, (K,) floats."""
+        table = self.cohort.subjects
+        arms, covariates = self.values(table)
+        found = dict(
+            zip(
+                table["id"],
+                zip(arms.tolist(), covariates.astype(np.float32), strict=True),
+                strict=True,
+            )
+        )
+        return [
+            item | {"treatment": found[item["id"]][0], "covariates": found[item["id"]][1]}
+            for item in self.cohort.datalist(split)
+        ]
+
+    def graph(self) -> str:
+        """The causal graph that is assumed, as text."""
+        names = ", ".join(self.names) or "nothing"
+        lines = [
+            "Assumed, and not testable by the data:",
+            f"  {names} -> {self.treatment}",
+            f"  {names} -> image",
+            f"  {self.treatment} -> image   ({' / '.join(str(arm) for arm in self.arms)})",
+        ]
+        if self.descendants:
+            lines.append(
+                f"  {self.treatment} -> {', '.join(self.descendants)}   (not adjusted for)"
+            )
+        lines.append(f"  nothing else causes both {self.treatment} and the image")
+        return "\n".join(lines)
+
+    def save(self, path: str | Path) -> None:
+        """Write what a trained model needs to know of its roles, as JSON."""
+        state = {
+            "treatment": asdict(self._treatment),
+            "covariates": [asdict(factor) for factor in self._covariates],
+            "descendants": list(self.descendants),
+        }
+        write_text(path, json.dumps(state, indent=1) + "\n")
+
+    def _load(self, path: Path) -> None:
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            self._treatment = Factor.from_state(state["treatment"])
+            self._covariates = tuple(Factor.from_state(entry) for entry in state["covariates"])
+            self.descendants = tuple(state["descendants"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CohortError(
+                f"The roles '{path}' cannot be read ({type(error).__name__}); expected the file "
+                "that training wrote beside its model."
+            ) from error
+
+    def _check(self, covariates: Sequence[Factor]) -> None:
+        for factor in covariates:
+            column = factor.column or factor.name
+            if column == self.treatment:
+                raise CohortError(
+                    f"The covariate '{factor.name}' is the treatment; expected other columns."
+                )
+            if column in self.descendants or factor.name in self.descendants:
+                raise CohortError(
+                    f"The covariate '{factor.name}' is declared as a descendant of the treatment "
+                    f"'{self.treatment}', and adjusting for it would take part of the effect away; "
+                    "expected causes only."
+                )
+
+
+def assign_treatment(
+    subjects: str | Path | pd.DataFrame,
+    covariates: Sequence[str],
+    strength: float = 1.0,
+    column: str = "assigned",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Give every subject of a real table an arm by its covariates, for semi-synthetic truth.
+
+    The probability of arm 1 is ``expit(strength * s)`` with s the standardised sum of the
+    standardised covariates: 0 is a randomised trial, 1 confounds with good overlap, and with 4
+    about half of the subjects lie outside [0.05, 0.95]. Text counts by the order of its classes,
+    a missing cell as the mean.
+
+    Args:
+        subjects: a CSV or table, see :func:`medvae.data.load_subjects`.
+        covariates: columns that decide.
+        strength: of the confounding, not negative.
+        column: to be added, with 0 and 1; rows of a patient get the same draw, but not the same
+            probability where their covariates differ.
+        seed: of the draw.
+
+    Returns:
+        The table with the columns `column` and `column_propensity`.
+
+    Raises:
+        CohortError: no such column, one that does not vary, or a negative strength.
+    """
+    table = load_subjects(subjects)
+    if strength < 0 or not covariates:
+        raise CohortError(
+            f"strength is {strength} and covariates are {list(covariates)}; expected 0 or more, "
+            "and at least one column."
+        )
+    score = np.zeros(len(table))
+    for name in covariates:
+        if name not in table:
+            raise CohortError(
+                f"Column '{name}' is not in the table; {suggestion(name, map(str, table))}"
+            )
+        cells = table[name]
+        numeric = pd.api.types.is_numeric_dtype(cells)
+        values = cells if numeric else pd.Series(pd.Categorical(cells).codes).replace(-1, np.nan)
+        score += _standard(np.asarray(values, dtype=np.float64), name)
+    probability = expit(strength * _standard(score, "of the sum of covariates"))
+    patients = pd.factorize(table["patient"] if "patient" in table else table["id"])[0]
+    draws = np.random.default_rng(seed).random(patients.max() + 1)[patients]
+    return table.assign(
+        **{column: (draws < probability).astype(int), f"{column}_propensity": probability}
+    )
+
+
+def _standard(values: Array, name: str) -> Array:
+    spread = np.nanstd(values)
+    if not spread > 0:
+        raise CohortError(f"Column '{name}' does not vary; expected at least two values.")
+    found: Array = np.nan_to_num((values - np.nanmean(values)) / spread)
+    return found
+
+
+def _with_control(factor: Factor, control: int | str | None) -> Factor:
+    if control is None:
+        return factor
+    if control not in factor.classes:
+        raise CohortError(
+            f"The control is {control!r}; expected one of the arms {list(factor.classes)} of "
+            f"'{factor.name}'."
+        )
+    return replace(factor, classes=(control, *(arm for arm in factor.classes if arm != control)))

@@ -1,0 +1,269 @@
+"""Training a beta-Intact-VAE, by MONAI's engines or on tensors in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from medvae.data import check_overwrite, or_exit, write_text
+from medvae.engines.handlers import EpochScore
+from medvae.engines.steps import PrepareAttributes, TrainingStep
+from medvae.losses import IntactVAELoss, gaussian_nll, kl_normal
+from medvae.networks import IntactVAE
+
+__all__ = [
+    "CounterfactualWriter",
+    "IntactEvaluationStep",
+    "IntactStep",
+    "ObjectiveScore",
+    "PrepareTreatment",
+    "TreatmentData",
+    "train_intact",
+]
+
+CODES = ("mean", "log_var", "prior_mean", "prior_log_var")
+
+
+class TreatmentData(NamedTuple):
+    """Subjects in memory.
+
+    Attributes:
+        outcome: shape (N, C, *S) or (N, outcome_dim).
+        treatment: arms, whole numbers, shape (N,).
+        covariates: shape (N, K), NaN where missing.
+        image: of the covariates, shape (N, C, *S); None: there is none.
+    """
+
+    outcome: Tensor
+    treatment: Tensor
+    covariates: Tensor
+    image: Tensor | None = None
+
+    def rows(self, index: Tensor) -> TreatmentData:
+        """The chosen subjects: indices or booleans."""
+        image = None if self.image is None else self.image[index]
+        parts = (self.outcome[index], self.treatment[index], self.covariates[index])
+        return TreatmentData(*parts, image)
+
+    def to(self, device: str | torch.device) -> TreatmentData:
+        """The same on a device."""
+        image = None if self.image is None else self.image.to(device)
+        outcome, treatment, covariates = (part.to(device) for part in self[:3] if part is not None)
+        return TreatmentData(outcome, treatment, covariates, image)
+
+
+class PrepareTreatment(PrepareAttributes):
+    """Turn a batch into the outcome and a dictionary with `treatment` (B,), `covariates` (B, K).
+
+    Args:
+        image_key: key of the outcome.
+    """
+
+    def __init__(self, image_key: str = "image") -> None:
+        super().__init__(label=False, image_key=image_key)
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the outcome (B, C, *S) and the dictionary."""
+        image, targets = super().__call__(batchdata, device, non_blocking, **kwargs)
+        targets["treatment"] = torch.as_tensor(batchdata["treatment"]).long().to(device)
+        targets["covariates"] = torch.as_tensor(batchdata["covariates"]).float().to(device)
+        return image, targets
+
+
+class IntactStep(TrainingStep):
+    """One iteration of training an `IntactVAE`; arguments as in `TrainingStep`."""
+
+    def _outputs(self, engine: Any, image: Tensor, targets: Mapping[str, Tensor]) -> Any:
+        return engine.inferer(image, engine.network, targets["treatment"], targets["covariates"])
+
+
+class IntactEvaluationStep:
+    """One batch through an `IntactVAE` in evaluation, for `SupervisedEvaluator`.
+
+    Returns `pred` (the factual reconstruction), `mean`, `log_var`, `prior_mean`, `prior_log_var`,
+    `nll` and `kl` (of each subject, nats) and the batch's targets. Codes are posterior means.
+
+    Args:
+        inferer: what is added for each batch, such as by a `medvae.explain.CounterfactualInferer`.
+    """
+
+    def __init__(self, inferer: Callable[..., dict[str, Tensor]] | None = None) -> None:
+        self.inferer = inferer
+
+    def __call__(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outputs of a batch as a dictionary of tensors."""
+        image, targets = engine.prepare_batch(
+            batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs
+        )
+        network = getattr(engine.network, "module", engine.network)  # under DDP
+        network.eval()
+        given = targets["treatment"], targets["covariates"]
+        with torch.no_grad():
+            found = network.autoencode(image, *given)
+        output = {name: getattr(found, name) for name in CODES}
+        output["pred"] = found.reconstruction
+        output["nll"] = gaussian_nll(image, found.reconstruction, found.noise_log_var)
+        output["kl"] = kl_normal(*(output[name].float() for name in CODES))
+        if self.inferer is not None:
+            output |= self.inferer(image, network, *given)
+        engine.state.output = {**output, **targets}
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+
+class ObjectiveScore(EpochScore):
+    """Minus the mean objective over an epoch, for model selection: it rises as the model improves.
+
+    Args:
+        beta: weight of the divergence, as in training.
+    """
+
+    def __init__(self, beta: float) -> None:
+        self.beta = beta
+        super().__init__("nll", "kl")
+
+    def scores(self, first: Tensor, second: Tensor) -> np.ndarray:
+        """Return minus the objective of every subject."""
+        return -(first + self.beta * second).double().numpy()
+
+
+class CounterfactualWriter:
+    """Handler that writes one row of a CSV for each subject: what was asked, and can it be said.
+
+    Columns: id, the arm that was given (`own`) and asked for (`target`), `strength`,
+    `extrapolated`, `outside_overlap` and `mean_difference` (of the network's image).
+
+    Args:
+        path: the CSV.
+        arms: names of the arms in the order of their numbers.
+        target: number of the arm that is asked for.
+        strength: how far towards it.
+        overwrite: replace an existing file.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        arms: Sequence[object],
+        target: int,
+        strength: float = 1.0,
+        overwrite: bool = False,
+    ) -> None:
+        self.path, self.arms, self.target = Path(path), tuple(arms), target
+        self.strength, self.overwrite = strength, overwrite
+        self._rows: list[dict[str, object]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the evaluator."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._add)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _start(self, engine: Engine) -> None:
+        or_exit(check_overwrite, [self.path], self.overwrite)
+        self._rows = []
+
+    def _add(self, engine: Engine) -> None:
+        # before the batch is decollated, and its differences brought to the subjects' grids
+        output = engine.state.output
+        means = output["difference"].flatten(1).mean(1).tolist()
+        own, outside = output["treatment"].tolist(), output["outside"].tolist()
+        for subject, arm, out, mean in zip(
+            engine.state.batch["id"], own, outside, means, strict=True
+        ):
+            self._rows.append(
+                {
+                    "id": subject,
+                    "own": self.arms[arm],
+                    "target": self.arms[self.target],
+                    "strength": self.strength,
+                    "extrapolated": not 0 <= self.strength <= 1,
+                    "outside_overlap": out,
+                    "mean_difference": mean,
+                }
+            )
+
+    def _write(self, engine: Engine) -> None:
+        write_text(self.path, pd.DataFrame(self._rows).to_csv(index=False))
+
+
+def train_intact(
+    network: IntactVAE,
+    data: TreatmentData,
+    loss: nn.Module | None = None,
+    steps: int = 1000,
+    batch_size: int = 64,
+    learning_rate: float = 2e-3,
+    max_grad_norm: float = 10.0,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+) -> IntactVAE:
+    """Train on subjects in memory, and leave the network in evaluation mode.
+
+    Args:
+        network: freshly made.
+        data: the training subjects.
+        loss: None is `IntactVAELoss` with its default beta.
+        steps: batches to train on; every subject comes once before any comes again.
+        batch_size: subjects in each.
+        learning_rate: the highest of the cycle, of Adam.
+        max_grad_norm: gradients longer than this are scaled down to it.
+        seed: of the order and of the codes that are drawn.
+        device: where to compute.
+        progress: show a bar.
+
+    Raises:
+        FloatingPointError: where the loss is not finite.
+    """
+    objective = IntactVAELoss() if loss is None else loss
+    network, data = network.to(device).train(), data.to(device)
+    if network.in_channels:
+        planar = len(network.image_size) == 2
+        faster: Any = network  # the type of Module.to does not know memory formats
+        faster.to(memory_format=torch.channels_last if planar else torch.channels_last_3d)
+    batch_size = min(batch_size, len(data.outcome))
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=max(steps, 10), pct_start=0.2
+    )
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(data.outcome), generator=generator)
+    bar = tqdm(range(steps), desc="training", unit="batch", disable=not progress)
+    with torch.random.fork_rng(devices=_cuda(device)):
+        torch.manual_seed(seed)
+        for _ in bar:
+            if len(order) < batch_size:
+                order = torch.randperm(len(data.outcome), generator=generator)
+            index, order = order[:batch_size].to(device), order[batch_size:]
+            batch = data.rows(index)
+            terms = objective(network(*batch), batch.outcome)
+            if not torch.isfinite(terms["loss"]):
+                raise FloatingPointError("the loss is not finite; lower the learning rate")
+            optimizer.zero_grad(set_to_none=True)
+            terms["loss"].backward()
+            nn.utils.clip_grad_norm_(network.parameters(), max_grad_norm)
+            optimizer.step()
+            schedule.step()
+    return network.eval()
+
+
+def _cuda(device: str | torch.device) -> list[int]:
+    found = torch.device(device)
+    return [found.index or 0] if found.type == "cuda" else []

@@ -1,0 +1,95 @@
+"""The objective of the beta-Intact-VAE, and the one that its public code minimises."""
+
+from __future__ import annotations
+
+from math import log, pi
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from medvae.losses.elbo import kl_normal
+
+if TYPE_CHECKING:
+    from medvae.networks.intact_vae import IntactVAEOutput
+
+__all__ = ["IntactVAELoss", "PublicCodeLoss", "gaussian_nll"]
+
+
+def gaussian_nll(outcome: Tensor, mean: Tensor, noise_log_var: Tensor) -> Tensor:
+    r"""Return the negative log likelihood of outcomes with normal noise.
+
+    .. math:: \sum_i \tfrac12 \left( (y_i - f_i)^2 e^{-s} + s + \log 2\pi \right)
+
+    Args:
+        outcome: shape (B, C, *S) or (B, C).
+        mean: of the noise, same shape.
+        noise_log_var: logarithm s of its variance, shape (C,).
+
+    Returns:
+        Nats per sample, summed over channels and voxels, shape (B,), in float32.
+    """
+    log_var = noise_log_var.float().reshape(1, -1, *(1,) * (outcome.dim() - 2))
+    # float32 also under autocast: half precision overflows or stalls in a sum over 10^5 voxels
+    squares = (outcome.float() - mean.float()).square() * torch.exp(-log_var)
+    return 0.5 * (squares + log_var + log(2 * pi)).flatten(1).sum(1)
+
+
+class IntactVAELoss(nn.Module):
+    r"""Negative log likelihood of the outcome + beta KL (Wu and Fukumizu 2022, equation 4.7).
+
+    .. math:: E_{z \sim q}[-\log p(y|z,t)] + \beta\, KL(q(z|x,y,t) \| p(z|x))
+
+    Both terms are nats: summed over voxels, channels and latent axes, and averaged over the batch,
+    so that beta means the same at every image size. A large beta pulls codes to what covariates
+    tell, and so keeps the treatment out of them; 1 is the evidence lower bound. Choose it by
+    `medvae.engines.choose_beta`, not by the reconstruction, which cannot tell.
+
+    Args:
+        beta: weight of the divergence alone.
+    """
+
+    def __init__(self, beta: float = 10.0) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def forward(
+        self, output: IntactVAEOutput, outcome: Tensor, **targets: Any
+    ) -> dict[str, Tensor]:
+        """Return scalars `loss`, its terms `nll` and `kl` (with its weight), and `noise_sd`.
+
+        Args:
+            output: what the network returned.
+            outcome: shape (B, C, *S) or (B, C).
+            targets: the rest of the batch, which the objective does not read.
+        """
+        nll = gaussian_nll(outcome, output.reconstruction, output.noise_log_var).mean()
+        parts = (output.mean, output.log_var, output.prior_mean, output.prior_log_var)
+        kl = self.beta * kl_normal(*(part.float() for part in parts)).mean()
+        noise = torch.exp(0.5 * output.noise_log_var.detach()).mean()
+        return {"loss": nll + kl, "nll": nll, "kl": kl, "noise_sd": noise}
+
+
+class PublicCodeLoss(nn.Module):
+    """What the public convolutional code minimises, kept to be measured beside `IntactVAELoss`.
+
+    The mean squared error plus `kl_scale` times the mean over latent axes of the divergence from a
+    standard normal prior. The learned prior and the noise get no gradient, and most of a treatment
+    effect is lost (see docs/intact_vae.md).
+
+    Args:
+        kl_scale: weight of the divergence.
+    """
+
+    def __init__(self, kl_scale: float = 1e-4) -> None:
+        super().__init__()
+        self.kl_scale = kl_scale
+
+    def forward(
+        self, output: IntactVAEOutput, outcome: Tensor, **targets: Any
+    ) -> dict[str, Tensor]:
+        """Return scalars `loss`, `mse` and `kl`; arguments as in `IntactVAELoss`."""
+        mse = (output.reconstruction.float() - outcome.float()).square().mean()
+        divergence = kl_normal(output.mean.float(), output.log_var.float())
+        kl = self.kl_scale * (divergence / output.mean.shape[1]).mean()
+        return {"loss": mse + kl, "mse": mse, "kl": kl}

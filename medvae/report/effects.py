@@ -1,0 +1,315 @@
+"""From a trained beta-Intact-VAE to effects beside simple estimators, and the images' quality."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.data import MetaTensor
+from monai.utils import ensure_tuple_rep
+from torch import Tensor
+
+from medvae.data import Roles, check_overwrite, write_text
+from medvae.engines import TreatmentData, log_likelihood, read_history
+from medvae.metrics import (
+    ate,
+    combat,
+    difference_of_means,
+    effect_report,
+    estimate_ate,
+    inverse_propensity,
+    marginal_sensitivity,
+    outside_overlap,
+    overlap_report,
+    pehe,
+    propensity,
+    region_means,
+    regression,
+    t_learner,
+    treatment_predictability,
+)
+from medvae.metrics.intervals import json_number
+from medvae.networks import IntactVAE, load_weights
+from medvae.report.effects_table import effects_table
+from medvae.report.overlap import covariate_columns, patients_of
+from medvae.report.plots import plot_curves, plot_series
+from medvae.report.quality import decoded, quality_report
+from medvae.transforms import SaveSubjectd
+from medvae.transforms.masks import inside
+
+__all__ = ["EffectEvaluation"]
+
+Array = npt.NDArray[np.float64]
+Prepare = Callable[..., tuple[Tensor, Mapping[str, Tensor]]]
+STRENGTHS = (1.0, 1.5, 2.0)  # of a hidden confounder, in the odds of treatment
+SHOWN = 6
+
+logger = logging.getLogger("medvae")
+
+
+class EffectEvaluation:
+    """Effects of every arm against the control on test subjects, and how good the images are.
+
+    Writes `metrics.json`, `metrics.md`, `effects.csv` (each subject), `counterfactuals.png`,
+    `curves.png` and, for every arm, maps of the mean effect with the bounds of its interval as
+    NIfTI on the network's grid, in the unit of the network's images. Where items have the key
+    `counterfactual` (see `medvae.transforms.KnownEffectd`), all is compared with the truth.
+
+    Args:
+        network: an `IntactVAE`.
+        roles: of its cohort.
+        data: batches of all subjects, in the order of the cohort's table.
+        prepare_batch: as in training.
+        output_dir: where results go.
+        checkpoint: the weights to load; None evaluates the network as it is.
+        device: where to compute.
+        history: the CSV of the training's curves; None plots none.
+        region: the mask's values of the region that effects are averaged in; None: all but 0.
+            Without masks it is the whole image.
+        beta: that the network was trained with, for the record.
+        spacing_mm: of the network's grid.
+        judge_steps: see `quality_report`.
+        n_resamples: for intervals.
+        seed: of resamples and classifier.
+        overwrite: replace results of an earlier evaluation.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        roles: Roles,
+        data: Iterable[Mapping[str, Any]],
+        prepare_batch: Prepare,
+        output_dir: str | Path,
+        checkpoint: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        history: str | Path | None = None,
+        region: Sequence[int] | None = None,
+        beta: float | None = None,
+        spacing_mm: Sequence[float] | float | None = None,
+        judge_steps: int = 400,
+        n_resamples: int = 500,
+        seed: int = 0,
+        overwrite: bool = False,
+    ) -> None:
+        self.network: IntactVAE = getattr(network, "module", network)  # under DDP
+        self.roles, self.data, self.prepare_batch = roles, data, prepare_batch
+        self.output_dir, self.checkpoint, self.device = Path(output_dir), checkpoint, device
+        self.history, self.region, self.beta = history, region, beta
+        self.spacing_mm = 1.0 if spacing_mm is None else spacing_mm
+        self.judge_steps, self.n_resamples = judge_steps, n_resamples
+        self.seed, self.overwrite = seed, overwrite
+
+    def run(self) -> dict[str, Any]:
+        """Evaluate, write everything and return what metrics.json holds.
+
+        Raises:
+            CohortError: if the folder holds results already and `overwrite` is false.
+        """
+        check_overwrite([self.output_dir / "metrics.json"], self.overwrite)
+        if self.checkpoint is not None:
+            load_weights(self.network, self.checkpoint, self.device)
+        subjects, regions, truth = self._gather()
+        table = self.roles.cohort.subjects
+        test = torch.tensor((table["split"] == "test").tolist())
+        metrics = self._metrics(subjects, regions, truth, test)
+        write_text(self.output_dir / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        write_text(self.output_dir / "metrics.md", effects_table(metrics))
+        self._plot(subjects.rows(test), test)
+        logger.info("Done: look at the plots and metrics.md in %s", self.output_dir.resolve())
+        return metrics
+
+    def _gather(self) -> tuple[TreatmentData, Array, Tensor | None]:
+        """Return all subjects, the region of each (N, *S), and its other outcome where known."""
+        parts: list[tuple[Tensor, ...]] = []
+        regions, others = [], []
+        for batch in self.data:
+            image, targets = self.prepare_batch(batch, "cpu")
+            parts.append((image, targets["treatment"], targets["covariates"]))
+            if "mask" in batch:
+                regions.append(inside(batch["mask"], self.region)[:, 0].double().numpy())
+            else:
+                regions.append(np.ones((len(image), *image.shape[2:])))
+            if "counterfactual" in batch:
+                others.append(torch.as_tensor(batch["counterfactual"]).as_subclass(Tensor))
+        data = TreatmentData(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return data, np.concatenate(regions), torch.cat(others) if others else None
+
+    def _metrics(
+        self, subjects: TreatmentData, regions: Array, truth: Tensor | None, test: Tensor
+    ) -> dict[str, Any]:
+        rows = test.numpy()
+        arms, covariates = self.roles.values(self.roles.cohort.subjects)
+        columns, patients = covariate_columns(self.roles, covariates), patients_of(self.roles)
+        probabilities = propensity(columns, arms, patients)
+        outside = outside_overlap(probabilities)
+        names = [str(arm) for arm in self.roles.arms]
+        held_out = subjects.rows(test)
+        table = self.roles.cohort.subjects
+        cells = table[["id", "split", self.roles.treatment]].assign(outside_overlap=outside)
+        cells = cells[rows].reset_index(drop=True)
+        metrics: dict[str, Any] = {
+            "split": "test",
+            "subjects": {s: int((table["split"] == s).sum()) for s in ("train", "val", "test")},
+            "treatment": {"column": self.roles.treatment, "arms": names},
+            "covariates": list(self.roles.names),
+            "beta": self.beta,
+            "unit": "intensity of the network's images",
+            "overlap": overlap_report(columns, arms, names, patients),
+            "balance": self._balance(held_out, columns[rows], patients[rows]),
+            "effects": {},
+        }
+        control = decoded(self.network, held_out, torch.zeros_like(held_out.treatment), self.device)
+        for number_, name in enumerate(names[1:], 1):
+            target = torch.full_like(held_out.treatment, number_)
+            effects = (
+                (decoded(self.network, held_out, target, self.device) - control).double().numpy()
+            )
+            measured = region_means(effects, regions[rows]).mean(1)
+            cells[f"effect_{name}"] = measured
+            simple = self._simple(subjects, regions, columns, patients, number_)
+            metrics["effects"][name] = {
+                "region": effect_report(
+                    measured,
+                    outside=outside[rows],
+                    patients=patients[rows],
+                    spread=simple.pop("spread"),
+                    n_resamples=self.n_resamples,
+                    seed=self.seed,
+                ),
+                "simple": {key: value for key, value in simple.items() if key != "sensitivity"},
+                "sensitivity": simple["sensitivity"],
+            }
+            self._write_maps(name, effects, patients[rows])
+        metrics["quality"] = quality_report(
+            self.network,
+            subjects.rows(torch.tensor((table["split"] == "train").tolist())),
+            held_out,
+            regions[rows] if "mask" in table else None,
+            patients[rows].tolist(),
+            self.judge_steps,
+            self.n_resamples,
+            self.seed,
+            self.device,
+        )
+        if truth is not None:
+            metrics["truth"] = self._against_truth(subjects, regions, truth, test)
+        write_text(self.output_dir / "effects.csv", cells.to_csv(index=False))
+        return metrics
+
+    def _balance(self, data: TreatmentData, columns: Array, patients: Any) -> dict[str, Any]:
+        """Whether codes tell the treatment beyond covariates, and the likelihood of each arm."""
+        with torch.no_grad():
+            self.network.eval()
+            parts = [
+                self.network.encode(*data.rows(i).to(self.device)[:3])[0].cpu()
+                for i in torch.arange(len(data.outcome)).split(64)
+            ]
+        likelihood = log_likelihood(self.network, data, 16, self.seed, self.device).cpu().numpy()
+        arms = data.treatment.numpy()
+        gain = treatment_predictability(torch.cat(parts).numpy(), columns, arms, patients)
+        return {
+            "predictability": gain,
+            "chance": 0.0,
+            "log_likelihood": {
+                str(name): json_number(likelihood[arms == arm].mean())
+                for arm, name in enumerate(self.roles.arms)
+                if (arms == arm).any()
+            },
+        }
+
+    def _simple(
+        self, subjects: TreatmentData, regions: Array, columns: Array, patients: Any, arm: int
+    ) -> dict[str, Any]:
+        """Estimators of the region's mean, from all subjects of the arm and the control."""
+        values = region_means(subjects.outcome.numpy(), regions).mean(1)
+        arms = subjects.treatment.numpy()
+        rows = ((arms == 0) | (arms == arm)) & ~np.isnan(values)
+        y, t, x, names = (
+            values[rows],
+            (arms[rows] == arm).astype(int),
+            columns[rows],
+            patients[rows],
+        )
+        e = propensity(x, t, names)[:, 1].clip(0.01, 0.99)
+        under = combat(y[:, None], t, x)
+        bounds = {strength: marginal_sensitivity(y, t, e, strength) for strength in STRENGTHS}
+        return {
+            "difference of means": float(difference_of_means(y, t)),
+            "inverse propensity": float(inverse_propensity(y, t, x, names)),
+            "linear regression": float(regression(y, t, x).mean()),
+            "T-learner": float(t_learner(y, t, x).mean()),
+            "ComBat": float((under[1] - under[0]).mean()),
+            "spread": float(y.std()),
+            "sensitivity": {
+                f"{strength:g}": [json_number(low), json_number(high)]
+                for strength, (low, high) in bounds.items()
+            },
+        }
+
+    def _against_truth(
+        self, subjects: TreatmentData, regions: Array, truth: Tensor, test: Tensor
+    ) -> dict[str, Any]:
+        """Counterfactual images and effects beside the known ones; ComBat's with them."""
+        rows, held_out = test.numpy(), subjects.rows(test)
+        own = held_out.treatment
+        found = {"network": decoded(self.network, held_out, 1 - own, self.device).numpy()}
+        columns = covariate_columns(self.roles, self.roles.values(self.roles.cohort.subjects)[1])
+        arms = subjects.treatment.numpy()
+        under = combat(subjects.outcome.numpy(), arms, columns)
+        other = arms.reshape(-1, *(1,) * (subjects.outcome.dim() - 1)) == 0
+        found["ComBat"] = np.where(other, under[1], under[0])[rows]
+        found["no change"] = held_out.outcome.numpy()
+        wanted, image = truth[test].double().numpy(), held_out.outcome.double().numpy()
+        sign = (1 - 2 * own.numpy()).reshape(-1, 1)
+        exact = sign * region_means(wanted - image, regions[rows])
+        report: dict[str, Any] = {"true_ate": float(np.nanmean(exact))}
+        factual = decoded(self.network, held_out, own, self.device).numpy()
+        for name, images in found.items():
+            base = factual if name == "network" else image
+            effects = sign * region_means(images - base, regions[rows])
+            known = ~np.isnan(exact)
+            report[name] = {
+                "ate": float(ate(effects[known])),
+                "pehe": pehe(effects[known], exact[known]),
+                "counterfactual_mae": float(np.abs(images - wanted).mean()),
+            }
+        return report
+
+    def _write_maps(self, name: str, effects: Array, patients: Any) -> None:
+        found = estimate_ate(effects, patients, min(self.n_resamples, 200), seed=self.seed)
+        dims = effects.ndim - 2
+        steps = ensure_tuple_rep(self.spacing_mm, dims)
+        affine = torch.diag(torch.tensor([*steps, *[1.0] * (4 - dims)], dtype=torch.float64))
+        item: dict[Any, Any] = {"id": f"effect_{name}"}
+        for key, values in zip(("mean", "low", "high"), found, strict=True):
+            item[key] = MetaTensor(torch.from_numpy(values).float(), affine=affine)
+        SaveSubjectd({key: key for key in ("mean", "low", "high")}, self.output_dir)(item)
+
+    def _plot(self, held_out: TreatmentData, test: Tensor) -> None:
+        chosen = held_out.rows(torch.arange(min(SHOWN, len(held_out.outcome))))
+        own, target = chosen.treatment, (chosen.treatment + 1) % len(self.roles.arms)
+        rows = {
+            "image": chosen.outcome,
+            "own arm": decoded(self.network, chosen, own, self.device),
+            "other arm": decoded(self.network, chosen, target, self.device),
+        }
+        rows["difference + 0.5"] = rows["other arm"] - rows["own arm"] + 0.5
+        names = [str(arm) for arm in self.roles.arms]
+        titles = {
+            "image": self.roles.cohort.subjects["id"][test.numpy()].astype(str).tolist()[:SHOWN],
+            "own arm": [names[arm] for arm in own.tolist()],
+            "other arm": [names[arm] for arm in target.tolist()],
+            "difference + 0.5": [""] * len(own),
+        }
+        images = {name: batch[:, 0].numpy() for name, batch in rows.items()}
+        path = self.output_dir / "counterfactuals.png"
+        plot_series(images, titles, path, self.spacing_mm)
+        if self.history is not None and Path(self.history).exists():
+            plot_curves(read_history(self.history), self.output_dir / "curves.png")

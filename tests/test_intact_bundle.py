@@ -1,0 +1,258 @@
+"""The beta-Intact-VAE's bundle, end to end on a tiny phantom cohort, in 2D and 3D."""
+
+import json
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import test_bundles
+import test_distributed
+import torch
+import yaml
+from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
+
+from medvae.data import phantoms
+from medvae.networks import IntactVAEReconstruction
+
+REPOSITORY = Path(__file__).parents[1]
+CONFIGS = REPOSITORY / "bundles" / "intact_vae" / "configs"
+SUBJECTS = 80
+pytestmark = [
+    # MONAI says so at every run of every bundle (GHSA-873f-pvrv-4x83)
+    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
+    # verify_metadata, of the schema that it cannot download here
+    pytest.mark.filterwarnings("ignore:No hash value provided:UserWarning"),
+]
+
+
+def tiny(root, spatial_dims):
+    """Overrides that make a run of seconds."""
+    return {
+        "bundle_root": str(root),
+        "subjects": str(root / "data" / "subjects.csv"),
+        "spatial_dims": spatial_dims,
+        "spacing_mm": 6.0,
+        "image_size": [16] * spatial_dims,
+        "latent_dim": 3,
+        "channels": [4, 4],
+        "strides": [2, 2],
+        "hidden_channels": [8],
+        "prior_channels": [8],
+    }
+
+
+def training(root, spatial_dims, **overrides):
+    quick: dict = {"max_epochs": 2, "batch_size": 8, "n_resamples": 4, "judge_steps": 3}
+    quick |= {"fractions": [0.5, 0.2, 0.3], "beta_grid": [2, 4], "beta_steps": 3, "min_arm": 5}
+    return tiny(root, spatial_dims) | quick | overrides
+
+
+def run(configs, overrides, workflow_type="train"):
+    return test_bundles.run([CONFIGS / name for name in configs], overrides, workflow_type)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def trained(request, tmp_path_factory):
+    """A trained bundle root and its number of spatial dimensions."""
+    root = tmp_path_factory.mktemp(f"intact{request.param}d")
+    phantoms(root / "data", SUBJECTS, spatial_dims=request.param, confounding=0.5)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "parsing config_file", UserWarning)
+        run(["train.yaml"], training(root, request.param))
+    return root, request.param
+
+
+def test_training_leaves_effects_overlap_and_quality(trained):
+    root, spatial_dims = trained
+    metrics = json.loads((root / "eval" / "metrics.json").read_text())
+    assert sum(metrics["subjects"].values()) == SUBJECTS
+    assert metrics["treatment"] == {"column": "scanner", "arms": ["A", "B"]}
+    assert sum(metrics["overlap"]["arms"].values()) == SUBJECTS
+    assert 0 <= metrics["overlap"]["outside"] <= 1
+    region = metrics["effects"]["B"]["region"]
+    assert region["all"]["low"] <= region["all"]["ate"] <= region["all"]["high"]
+    assert (
+        region["inside"]["subjects"] + region["outside"]["subjects"] == metrics["subjects"]["test"]
+    )
+    assert {"difference of means", "ComBat"} <= metrics["effects"]["B"]["simple"].keys()
+    axes = {"composition", "reversibility", "effectiveness", "realism", "minimality"}
+    assert axes == metrics["quality"].keys()
+    assert metrics["quality"]["effectiveness"]["chance"] == 0.5
+    choice = json.loads((root / "models" / "beta.json").read_text())
+    assert metrics["beta"] == choice["beta"]
+    assert {score["beta"] for score in choice["scores"]} == {2, 4}
+    cells = pd.read_csv(root / "eval" / "effects.csv")
+    assert len(cells) == metrics["subjects"]["test"]
+    assert cells["effect_B"].mean() == pytest.approx(region["all"]["ate"])
+    history = pd.read_csv(root / "eval" / "history.csv")
+    np.testing.assert_allclose(history["nll"] + history["kl"], history["loss"], rtol=1e-4)
+    mean = nib.load(root / "eval" / "effect_B" / "effect_B_mean.nii.gz")
+    assert mean.header.get_zooms()[:spatial_dims] == (6.0,) * spatial_dims
+    for plot in ("curves.png", "counterfactuals.png"):
+        assert (root / "eval" / plot).stat().st_size > 3000
+    assert "outside the overlap" in (root / "eval" / "metrics.md").read_text()
+
+
+def test_evaluating_again_gives_the_same_numbers(trained, tmp_path):
+    root, spatial_dims = trained
+    run(["train.yaml", "evaluate.yaml"], training(root, spatial_dims, output_dir=str(tmp_path)))
+    first, again = (
+        json.loads((folder / "metrics.json").read_text()) for folder in (root / "eval", tmp_path)
+    )
+    assert first == again
+
+
+def some(root, tmp_path, **columns):
+    table = pd.read_csv(root / "data" / "subjects.csv").head(4)
+    for column in ("image", "mask"):
+        table[column] = [str(root / "data" / cell) for cell in table[column]]
+    table.assign(**columns).to_csv(tmp_path / "new.csv", index=False)
+    return table
+
+
+def inference(root, spatial_dims, tmp_path, **overrides):
+    places = {"subjects": str(tmp_path / "new.csv"), "output_dir": str(tmp_path / "out")}
+    flow = run(["inference.yaml"], tiny(root, spatial_dims) | places | overrides, "infer")
+    return flow, pd.read_csv(tmp_path / "out" / "counterfactuals.csv")
+
+
+def test_counterfactuals_lie_on_the_subjects_grid_in_its_unit(trained, tmp_path):
+    root, spatial_dims = trained
+    table = some(root, tmp_path)
+    flow, rows = inference(root, spatial_dims, tmp_path, target="B", samples=2)
+    assert list(rows["id"]) == list(table["id"])
+    assert list(rows["own"]) == list(table["scanner"])
+    assert set(rows["target"]) == {"B"}
+    assert not rows["extrapolated"].any()
+    weights = torch.load(root / "models" / "model.pt", weights_only=True)
+    network = flow.parser.get_parsed_content("network_def")
+    assert isinstance(network, IntactVAEReconstruction)
+    network.load_state_dict(weights)
+    for name, path, arm in zip(table["id"], table["image"], table["scanner"], strict=True):
+        image = nib.load(path)
+        found = {
+            kind: nib.load(tmp_path / "out" / name / f"{name}_{kind}_B.nii.gz")
+            for kind in ("counterfactual", "difference", "uncertainty")
+        }
+        for volume in found.values():
+            assert volume.shape == image.shape
+            np.testing.assert_allclose(volume.affine, image.affine, atol=1e-4)
+        assert found["uncertainty"].get_fdata().min() >= -1e-4
+        moved = np.abs(found["difference"].get_fdata()).max()
+        assert moved == 0 if arm == "B" else moved > 0
+
+
+def test_what_lies_beyond_the_data_is_refused_or_marked(trained, tmp_path):
+    root, spatial_dims = trained
+    some(root, tmp_path)
+    with pytest.raises(SystemExit, match="extrapolate=True"):
+        inference(root, spatial_dims, tmp_path, strength=2.0)
+    with pytest.raises(SystemExit, match="The arm 'C' .* was not seen in training"):
+        inference(root, spatial_dims, tmp_path, target="C")
+    _, rows = inference(
+        root, spatial_dims, tmp_path, strength=2.0, extrapolate=True, samples=0, alone=True
+    )
+    assert rows["extrapolated"].all()
+    some(root, tmp_path, scanner="D")
+    with pytest.raises(SystemExit, match="'D' in row .* a class that no training row has"):
+        inference(root, spatial_dims, tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize("trained", [2], indirect=True)
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"treatment": "scaner"}, "Column 'scaner' of the factor"),
+        ({"descendants": ["age"]}, "'age' is declared as a descendant"),
+        ({"covariates": {"scanner": {}}}, "The covariate 'scanner' is the treatment"),
+        ({"min_arm": 100}, "training row\\(s\\); expected at least 100"),
+        ({"control": "C"}, "The control is 'C'"),
+        ({"batch_size": 1000}, "batch_size is 1000"),
+        ({"strides": [2]}, "strides must have one entry"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(trained, tmp_path, overrides, message):
+    root, _ = trained
+    places = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
+    with pytest.raises(SystemExit, match=message):
+        run(["train.yaml"], training(root, 2) | places | overrides)
+    assert not (tmp_path / "models" / "model.pt").exists()
+
+
+@pytest.mark.parametrize("trained", [2], indirect=True)
+def test_a_given_beta_is_not_searched_for(trained):
+    root, _ = trained
+    parser = ConfigParser(yaml.safe_load((CONFIGS / "train.yaml").read_text()))
+    parser.update(training(root, 2, beta=7.0))
+    assert parser.get_parsed_content("chosen_beta") == 7.0
+
+
+@pytest.mark.parametrize("trained", [2], indirect=True)
+def test_metadata_and_the_networks_shapes(trained):
+    root, _ = trained
+    verify_metadata(
+        meta_file=str(CONFIGS / "metadata.json"),
+        filepath=str(REPOSITORY / "tests" / "schemas" / "bundle_metadata.json"),
+    )
+    overrides = tiny(root, 2) | {"image_size": [48, 48]}
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.yaml"),
+        device="cpu",
+        **overrides,
+    )
+
+
+def test_the_bundle_runs_on_two_processes(tmp_path):
+    phantoms(tmp_path / "data", 48, spatial_dims=2)
+    settings = training(tmp_path, 2, max_epochs=1, batch_size=4, beta=4.0, min_arm=3)
+    process = test_distributed.torchrun(settings, configs=CONFIGS)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+    for written in ("models/model.pt", "models/roles.json", "models/overlap.json"):
+        assert (tmp_path / written).exists()
+    assert json.loads((tmp_path / "eval" / "metrics.json").read_text())["beta"] == 4
+    weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert not any(name.startswith("module.") for name in weights)
+
+
+def test_train_and_inference_mean_the_same_by_a_key():
+    train, inference = (
+        yaml.safe_load((CONFIGS / name).read_text()) for name in ("train.yaml", "inference.yaml")
+    )
+    own = {
+        "imports",
+        "output_dir",
+        "subjects",
+        "batch_size",
+        "cohort",
+        "roles",
+        "initialize",
+        "run",
+    }
+    own |= {"network", "network_def"}
+    for key in train.keys() & inference.keys() - own:
+        assert train[key] == inference[key], key
+    definitions = train["network_def"], inference["network_def"]
+    noise = definitions[0].pop("noise_log_var")  # learned: the weights have it
+    assert noise == "@noise_log_var"
+    components = [part.pop("component") for part in definitions]
+    assert components == ["$medvae.networks.IntactVAE", "$medvae.networks.IntactVAEReconstruction"]
+    assert definitions[0] == definitions[1]
+
+
+def test_the_semisynthetic_overlay_is_judged_by_its_truth(tmp_path):
+    overlay = REPOSITORY / "configs" / "datasets" / "phantoms_semisynthetic.yaml"
+    overrides = training(tmp_path, 2, phantoms=60, max_epochs=1, beta=4.0)
+    del overrides["subjects"]
+    test_bundles.run([CONFIGS / "train.yaml", overlay], overrides)
+    truth = json.loads((tmp_path / "eval" / "metrics.json").read_text())["truth"]
+    # 0.15 within the myocardium, a little less where it fades at the edge
+    assert 0.05 < truth["true_ate"] < 0.15
+    assert truth["no change"]["ate"] == 0
+    assert truth["no change"]["counterfactual_mae"] > 0
+    assert {"network", "ComBat"} <= truth.keys()

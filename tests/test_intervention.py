@@ -1,0 +1,197 @@
+"""Semi-synthetic truth: arms by real covariates, and effects that are known to the voxel."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.data import MetaTensor
+from scipy.ndimage import distance_transform_edt
+
+from medvae.data import Cohort, CohortError, Roles, assign_treatment, phantoms
+from medvae.report.overlap import announce_overlap, covariate_columns, network_propensity
+from medvae.transforms import KnownEffectd
+
+
+def item(treatment=1, dims=3, size=12):
+    generator = torch.Generator().manual_seed(0)
+    image = MetaTensor(torch.rand(1, *[size] * dims, generator=generator))
+    mask = torch.zeros(1, *[size] * dims)
+    mask[(0, *[slice(4, 8)] * dims)] = 2
+    return {"image": image, "mask": MetaTensor(mask), "treatment": treatment}
+
+
+def intensity(**changes):
+    return KnownEffectd(
+        "image", **{"operation": "intensity", "amount": 0.5, "spacing_mm": 1.0} | changes
+    )
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_both_arms_hold_the_same_two_images_the_other_way_round(dims):
+    treated, control = (intensity()(item(arm, dims)) for arm in (1, 0))
+    assert torch.equal(treated["image"], control["counterfactual"])
+    assert torch.equal(treated["counterfactual"], control["image"])
+    assert torch.equal(control["image"], item(0, dims)["image"])
+    assert isinstance(treated["counterfactual"], MetaTensor)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_intensity_is_added_inside_the_mask_and_fades_at_its_edge(dims):
+    given = intensity()(item(1, dims))
+    change = (given["image"] - given["counterfactual"]).as_tensor()
+    assert change.max() <= 0.5 + 1e-5
+    centre, corner = (0, *[5] * dims), (0, *[0] * dims)
+    assert change[centre] == pytest.approx(0.5, rel=0.02 * dims)
+    assert change[corner] == 0
+    total = 0.5 * 4**dims  # blurring keeps the sum
+    assert change.sum().item() == pytest.approx(total, rel=0.01)
+
+
+def test_thick_slices_keep_the_mean_and_lose_detail_along_the_last_axis_alone():
+    effect = KnownEffectd("image", "slice_thickness", 5.0, [1.0, 1.0, 1.0])
+    image = item()["image"].as_tensor()
+    thick = effect.changed(image)
+    assert thick.shape == image.shape
+    assert thick.mean() == pytest.approx(image.mean().item(), abs=0.02)
+    assert thick.diff(dim=3).abs().mean() < 0.25 * image.diff(dim=3).abs().mean()
+    flat = image[..., :1].expand_as(image)
+    torch.testing.assert_close(effect.changed(flat), flat, atol=2e-4, rtol=0)  # nothing varies
+    thin = KnownEffectd("image", "slice_thickness", 1.0, 1.0)
+    assert torch.equal(thin.changed(image), image)
+    point = torch.zeros(1, 3, 3, 41)
+    point[0, 1, 1, 20] = 1
+    profile = effect.changed(point)[0, 1, 1]
+    # a slice's own width, and up to as much again by the interpolation between slices
+    assert 5 <= (profile > profile.max() / 2).sum() <= 11
+    assert not effect.changed(point)[0, 0].any()
+
+
+def test_a_wall_grows_by_millimetres_into_what_it_may():
+    spacing = [1.0, 1.0, 2.0]
+    given = item()
+    mask = given["mask"].as_tensor()
+    effect = KnownEffectd("image", "dilation", 2.0, spacing, labels=[2])
+    change = effect.changed(given["image"].as_tensor(), given["mask"]) - given["image"].as_tensor()
+    distance = distance_transform_edt(mask[0].numpy() != 2, sampling=spacing)
+    assert (effect._grown(mask == 2)[0].numpy() == (distance <= 2)).all()
+    touched = change[0].abs().numpy() > 0.02
+    assert not touched[distance > 5].any()
+    mask[0, :4] = 3
+    only = KnownEffectd("image", "dilation", 2.0, spacing, labels=[2], into=[3])
+    change = only.changed(given["image"].as_tensor(), mask) - given["image"].as_tensor()
+    assert not (change[0, 10:].abs() > 0.02).any()
+    assert (change[0, 2:4, 4:8, 4:8].abs() > 0.02).any()
+
+
+def test_what_a_known_effect_needs_is_said():
+    with pytest.raises(ValueError, match="expected one of"):
+        KnownEffectd("image", "melting", 1.0, 1.0)
+    with pytest.raises(ValueError, match="expected 0 or 1"):
+        intensity()(item(2))
+    lacking = item()
+    del lacking["mask"]
+    with pytest.raises(ValueError, match="needs a mask"):
+        intensity()(lacking)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return phantoms(tmp_path_factory.mktemp("cohort"), 120, spatial_dims=2, confounding=0.5)
+
+
+def test_arms_follow_the_covariates_as_strongly_as_asked(table):
+    def association(strength):
+        given = assign_treatment(table, ["age", "sex"], strength)
+        assert set(given["assigned"]) == {0, 1}
+        return abs(np.corrcoef(given["assigned"], given["age"])[0, 1]), given
+
+    free, trial = association(0.0)
+    assert (trial["assigned_propensity"] == 0.5).all()
+    strong, _ = association(4.0)
+    assert free < 0.25 < 0.4 < strong
+    again = assign_treatment(table, ["age", "sex"], 4.0)
+    pd.testing.assert_frame_equal(again, association(4.0)[1])
+    with pytest.raises(CohortError, match="'agee' is not in the table"):
+        assign_treatment(table, ["agee"])
+    with pytest.raises(CohortError, match="expected 0 or more"):
+        assign_treatment(table, ["age"], -1.0)
+    with pytest.raises(CohortError, match="does not vary"):
+        assign_treatment(table.assign(age=3), ["age"])
+
+
+COVARIATES = {"age": {"kind": "continuous"}, "sex": {}, "ejection_fraction": {"kind": "continuous"}}
+
+
+def roles(table, **changes):
+    cohort = Cohort(table, spatial_dims=2, check=False)
+    options = {"treatment": "scanner", "covariates": COVARIATES, "min_arm": 5} | changes
+    return Roles(cohort, **options)
+
+
+def test_roles_give_numbers_with_missing_cells_left_missing_and_travel_with_the_model(
+    table, tmp_path
+):
+    given = roles(table)
+    assert given.arms == ("A", "B")
+    assert given.classes == (0, 2, 0)
+    arms, covariates = given.values(table)
+    assert (arms == (table["scanner"] == "B")).all()
+    missing = table["ejection_fraction"].isna().to_numpy()
+    assert missing.any()
+    assert (np.isnan(covariates[:, 2]) == missing).all()
+    columns = covariate_columns(given, covariates)
+    assert columns.shape == (120, 2 + 3 + 2)
+    assert np.isfinite(columns).all()
+    given.save(tmp_path / "roles.json")
+    again = Roles(given.cohort, state=tmp_path / "roles.json")
+    np.testing.assert_array_equal(again.values(table)[1], covariates)
+    assert again.graph() == given.graph()
+    assert roles(table, control="B").arms == ("B", "A")
+    first = given.datalist("train")[0]
+    assert first["covariates"].shape == (3,)
+    assert isinstance(first["treatment"], int)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"treatment": "age", "covariates": {}},
+            "has [0-9] training row|class that no training row",
+        ),
+        ({"treatment": "wall_thickness_mm"}, "expected classes"),
+        ({"descendants": ["age"]}, "declared as a descendant"),
+        ({"covariates": {"machine": {"column": "scanner"}}}, "'machine' is the treatment"),
+        ({"min_arm": 1000}, "expected at least 1000"),
+        ({"covariates": {"nothing": {"kind": "continuous"}}}, "'nothing' has 0 known"),
+        ({"covariates": {"height": {}}}, "'height' of the factor"),
+    ],
+)
+def test_roles_that_cannot_be_are_refused(table, changes, message):
+    with pytest.raises(CohortError, match=message):
+        roles(table.assign(nothing=np.nan), **changes)
+
+
+def test_a_treatment_that_is_constant_or_missing_is_refused(table):
+    with pytest.raises(CohortError, match="expected at least two"):
+        roles(table.assign(scanner="A"))
+    cells = table["scanner"].where(table.index != 3)
+    with pytest.raises(CohortError, match=f"missing in '{table['id'][3]}'"):
+        roles(table.assign(scanner=cells))
+
+
+def test_a_treatment_that_covariates_say_is_refused_and_the_overlap_is_written(table, tmp_path):
+    copied = table.assign(code=(table["scanner"] == "B").astype(int) * 100)
+    given = roles(copied, covariates={"code": {"kind": "continuous"}})
+    with pytest.raises(CohortError, match="no overlap at all"):
+        announce_overlap(given, tmp_path / "overlap.json")
+    assert not (tmp_path / "overlap.json").exists()
+    given = roles(table)
+    report = announce_overlap(given, tmp_path / "overlap.json")
+    assert report["arms"] == table["scanner"].value_counts().to_dict()
+    covariates = torch.from_numpy(given.values(table)[1].astype(np.float32))
+    found = network_propensity(tmp_path / "overlap.json", given)(covariates)
+    assert found.shape == (120, 2)
+    torch.testing.assert_close(found.sum(1), torch.ones(120))
+    with pytest.raises(CohortError, match="cannot be read"):
+        network_propensity(tmp_path / "none.json", given)
