@@ -1,6 +1,14 @@
 """Looking through a trained model: what its latent axes say about a subject."""
 
+from medvae.explain.attfind import (
+    Screening,
+    StyleSpace,
+    attfind,
+    screened_attfind,
+    style_range,
+)
 from medvae.explain.curve import MonotoneCurve
+from medvae.explain.eigenfind import eigen_directions, eigenfind
 from medvae.explain.instrument import Instrument
 from medvae.explain.manipulation import (
     TraversalInferer,
@@ -12,6 +20,17 @@ from medvae.explain.manipulation import (
 )
 from medvae.explain.maps import AttributeMapInferer, attribute_maps
 from medvae.explain.readout import Readout
+from medvae.explain.style_effects import StyleEffects, class_log_odds
+from medvae.explain.style_selection import (
+    Edit,
+    apply_edits,
+    artefacts,
+    class_gains,
+    explain_image,
+    merge_classes,
+    select,
+    stable_images,
+)
 from medvae.explain.swap import (
     SwapInferer,
     interpolate_subspaces,
@@ -22,18 +41,35 @@ from medvae.explain.swap import (
 
 __all__ = [
     "AttributeMapInferer",
+    "Edit",
     "Instrument",
     "MonotoneCurve",
     "Readout",
+    "Screening",
+    "StyleEffects",
+    "StyleSpace",
     "SwapInferer",
     "TraversalInferer",
+    "apply_edits",
+    "artefacts",
+    "attfind",
     "attribute_maps",
+    "class_gains",
+    "class_log_odds",
+    "eigen_directions",
+    "eigenfind",
+    "explain_image",
     "interpolate",
     "interpolate_subspaces",
+    "merge_classes",
     "reconstruct",
     "replace_axes",
     "sample",
     "sample_subspace",
+    "screened_attfind",
+    "select",
+    "stable_images",
+    "style_range",
     "swap_subspaces",
     "there_and_back",
     "traverse",

@@ -4,6 +4,7 @@ from medvae.networks.attri_vae import AttriVAE, AttriVAEOutput, AttriVAEReconstr
 from medvae.networks.checkpoint import load_weights
 from medvae.networks.classifier import FactorClassifier
 from medvae.networks.disentangled_gan import DisentangledGAN
+from medvae.networks.style_sweep import StyleSweep
 from medvae.networks.stylegan import (
     DiscriminatorOutput,
     MappingNetworks,
@@ -28,6 +29,7 @@ __all__ = [
     "MappingNetworks",
     "StyleDiscriminator",
     "StyleGenerator",
+    "StyleSweep",
     "SubspaceClassifier",
     "SubspaceEncoder",
     "SubspaceHeads",

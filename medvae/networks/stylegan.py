@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from medvae.networks.style_layers import (
     leaky_relu,
     resample,
 )
+from medvae.networks.style_sweep import StyleSweep
 from medvae.networks.subspaces import SubspaceHeads, Subspaces
 
 __all__ = [
@@ -94,17 +95,24 @@ class StyleGenerator(nn.Module):
         separate: a mapping network for every subspace; else one for all, without disentanglement.
         faithful: as published (Müller et al. 2025): resampling that shifts, and two further copies
             of w that no layer reads.
+        joined: further entries of w that are given as they are, after the mapped ones, such as the
+            probabilities of classes; z has none of them.
 
     Attributes:
-        subspaces: `Subspaces` of z and w.
+        subspaces: `Subspaces` of z and of the mapped part of w.
+        latent_dim: D, of w with what is joined.
+        style_sizes: style coordinates of every convolution, its input channels, in order.
+        colour_sizes: of every layer that only colours the image.
         layers: how many copies of w, one for each index of layers, the synthesis takes.
-        mean_code: running mean of w, (D,), towards which `forward` truncates.
+        mean_code: running mean of the mapped part of w, towards which `forward` truncates.
 
     Raises:
         ValueError: for sizes that do not fit each other.
     """
 
     mean_code: Tensor
+    convs: Any  # of their class, which ModuleList forgets
+    outputs: Any
 
     def __init__(
         self,
@@ -116,18 +124,21 @@ class StyleGenerator(nn.Module):
         mapping_layers: int = 8,
         separate: bool = True,
         faithful: bool = False,
+        joined: int = 0,
     ) -> None:
         super().__init__()
         self.subspaces = Subspaces(sizes)
-        dim = self.subspaces.latent_dim
+        mapped = self.subspaces.latent_dim
+        self.latent_dim = dim = mapped + joined
         grids = _grids(spatial_dims, image_size, len(channels))
         self.layers = 2 * len(channels) + 2 * faithful
         self.aligned = not faithful
-        parts = list(self.subspaces.sizes.values()) if separate else [dim]
+        parts = list(self.subspaces.sizes.values()) if separate else [mapped]
         self.mapping = MappingNetworks(parts, mapping_layers)
-        self.register_buffer("mean_code", torch.zeros(dim))
+        self.register_buffer("mean_code", torch.zeros(mapped))
         self.constant = nn.Parameter(torch.randn(channels[0], *grids[0]))
         widths = [width for width in channels for _ in range(2)]
+        self.style_sizes, self.colour_sizes = tuple(widths[:-1]), tuple(channels)
         sizes_of_layers = [grids[0], *(grid for grid in grids[1:] for _ in range(2))]
         self.convs = nn.ModuleList(
             _StyledConv(spatial_dims, dim, i, o, grid)
@@ -149,27 +160,53 @@ class StyleGenerator(nn.Module):
 
     def synthesis(self, w: Tensor) -> Tensor:
         """Return images (B, C, *S) for w, (B, D), or (B, `layers`, D) for one per layer."""
+        return self.synthesis_from_styles(self.styles(w))
+
+    def styles(self, w: Tensor) -> Tensor:
+        """Return the style coordinates (B, S) of w, see `synthesis` (Wu et al. 2021).
+
+        Those of the convolutions come first, `style_sizes`; those of the layers that only
+        colour the image follow.
+        """
         if w.ndim == 2:
             w = w[:, None].expand(-1, self.layers, -1)
-        if w.shape[1:] != (self.layers, self.subspaces.latent_dim):
+        if w.shape[1:] != (self.layers, self.latent_dim):
             raise ValueError(
-                f"expected codes (B, {self.subspaces.latent_dim}) or "
-                f"(B, {self.layers}, {self.subspaces.latent_dim}), found {tuple(w.shape)}"
+                f"expected codes (B, {self.latent_dim}) or "
+                f"(B, {self.layers}, {self.latent_dim}), found {tuple(w.shape)}"
             )
-        x = self.convs[0](self.constant.expand(len(w), *self.constant.shape), w[:, 0])
-        image = self.outputs[0](x, w[:, 1])
+        parts = [conv.style(w[:, n]) for n, conv in enumerate(self.convs)]
+        parts += [to_image.style(w[:, 2 * n + 1]) for n, to_image in enumerate(self.outputs)]
+        return torch.cat(parts, 1)
+
+    def split_styles(self, styles: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the styles (B, S) of every convolution and of every layer that colours."""
+        parts = list(styles.split([*self.style_sizes, *self.colour_sizes], 1))
+        return parts[: len(self.convs)], parts[len(self.convs) :]
+
+    def synthesis_from_styles(self, styles: Tensor) -> Tensor:
+        """Return images (B, C, *S) for style coordinates (B, S), see `styles`."""
+        style, colour = self.split_styles(styles)
+        x = self.constant.expand(len(styles), *self.constant.shape)
+        x = self.convs[0](x, style[0])
+        image = self.outputs[0](x, colour[0])
         for n, to_image in enumerate(self.outputs[1:]):
-            x = self.convs[2 * n + 1](x, w[:, 2 * n + 1], self._up)
-            x = self.convs[2 * n + 2](x, w[:, 2 * n + 2])
-            image = self._up(image) + to_image(x, w[:, 2 * n + 3])
+            x = self.convs[2 * n + 1](x, style[2 * n + 1], self.up)
+            x = self.convs[2 * n + 2](x, style[2 * n + 2])
+            image = self.up(image) + to_image(x, colour[n + 1])
         return image
+
+    def sweep(self, styles: Tensor) -> StyleSweep:
+        """Return what makes images of styles (S,) with single coordinates changed, fast."""
+        return StyleSweep(self, styles)
 
     @torch.no_grad()
     def update_mean_code(self, w: Tensor, decay: float = 0.995) -> None:
         """Move the running mean of w towards that of a batch (B, D)."""
         self.mean_code.lerp_(w.float().mean(0), 1 - decay)
 
-    def _up(self, x: Tensor) -> Tensor:
+    def up(self, x: Tensor) -> Tensor:
+        """Return `x` on the next finer grid."""
         return resample(x, "up", self.aligned)
 
 
@@ -278,8 +315,13 @@ class _StyledConv(nn.Module):
         self.noise = Noise(size)
         self.bias = nn.Parameter(torch.zeros(out_channels, *[1] * spatial_dims))
 
-    def forward(self, x: Tensor, w: Tensor, up: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        x = self.conv(x, self.style(w))
+    def forward(
+        self, x: Tensor, style: Tensor, up: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        return self.finish(self.conv(x, style), up)
+
+    def finish(self, x: Tensor, up: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """What follows the convolution."""
         x = x if up is None else up(x)  # after: the convolution is on the coarser grid
         return leaky_relu(self.noise(x) + self.bias)
 
@@ -295,8 +337,8 @@ class _ToImage(nn.Module):
         self.conv = ModulatedConv(spatial_dims, in_channels, out_channels, 1, demodulate=False)
         self.bias = nn.Parameter(torch.zeros(out_channels, *[1] * spatial_dims))
 
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        return self.conv(x, self.style(w)) + self.bias
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        return self.conv(x, style) + self.bias
 
 
 class _ResidualDown(nn.Module):
