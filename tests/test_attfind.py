@@ -189,7 +189,7 @@ def test_no_shift_has_no_effect_and_a_whole_one_reaches_the_ends():
     for direction, end in enumerate((styles.min(0).values, styles.max(0).values)):
         edit = [select(np.ones((1, 2, COORDINATES)), 1)[0]._replace(coordinate=9)]
         edit = [edit[0]._replace(direction=direction)]
-        changed = apply_edits(effects, styles, [3, 5], edit)
+        changed = apply_edits(effects, styles[[3, 5]], edit)
         assert torch.equal(changed[:, 9], end[9].expand(2))
         others = np.delete(np.arange(COORDINATES), 9)
         assert torch.equal(changed[:, others], styles[[3, 5]][:, others])

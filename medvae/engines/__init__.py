@@ -19,6 +19,7 @@ from medvae.engines.steps import (
     TrainingStep,
     class_probabilities,
 )
+from medvae.engines.stylex import StylexStep
 
 __all__ = [
     "Checkpoint",
@@ -33,6 +34,7 @@ __all__ = [
     "PredictionWriter",
     "PrepareAttributes",
     "ProgressBar",
+    "StylexStep",
     "TrainingStep",
     "check_run",
     "class_probabilities",

@@ -83,12 +83,6 @@ class StyleEffects:
             self, styles=self.styles[rows], base=self.base[rows], edited=self.edited[rows]
         )
 
-    def value(self, image: int, coordinate: int, direction: int) -> float:
-        """Return what a coordinate of an image was set to."""
-        ends = (self.low, self.high)
-        start, end = self.styles[image, coordinate], ends[direction][coordinate]
-        return float(moved(start, end, self.shift))
-
 
 def class_log_odds(logits: npt.ArrayLike) -> Array:
     """Return log p / (1 - p) of every class for logits (..., K): (..., K), or (..., 2) for K = 1.

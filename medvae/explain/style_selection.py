@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medvae.explain.style_effects import LEAST_GAIN, Array, StyleEffects
+from medvae.explain.style_effects import LEAST_GAIN, Array, StyleEffects, moved
 
 __all__ = [
     "Edit",
@@ -119,22 +119,19 @@ def merge_classes(
     return sorted(merged.values(), key=lambda edit: -edit.score)
 
 
-def apply_edits(
-    effects: StyleEffects, styles: Tensor, rows: npt.ArrayLike, edits: Sequence[Edit]
-) -> Tensor:
-    """Return styles (N', S') of some images with several edits at once.
+def apply_edits(effects: StyleEffects, styles: Tensor, edits: Sequence[Edit]) -> Tensor:
+    """Return styles (N, S') of any images with several edits at once.
 
     Args:
-        effects: the search, which says what a coordinate is set to.
-        styles: that were searched, shape (N, S').
-        rows: numbers of the images.
-        edits: applied in turn.
+        effects: the search, which says what a coordinate is moved towards, and how far.
+        styles: of the images, shape (N, S').
+        edits: of one coordinate each.
     """
-    numbers = np.asarray(rows)
-    changed = styles[torch.as_tensor(numbers, device=styles.device)].clone()
+    changed = styles.clone()
     for edit in edits:
-        values = [effects.value(int(n), edit.coordinate, edit.direction) for n in numbers]
-        changed[:, edit.coordinate] = torch.tensor(values, device=styles.device)
+        end = (effects.low, effects.high)[edit.direction][edit.coordinate]
+        start = styles[:, edit.coordinate].detach().cpu().numpy()
+        changed[:, edit.coordinate] = torch.as_tensor(moved(start, end, effects.shift)).to(styles)
     return changed
 
 
@@ -180,8 +177,9 @@ def explain_image(
         return pool[:count], any(flips)
     chosen: list[Edit] = []
     before = effects.head(effects.base[image], head)
+    own = styles[image : image + 1]
     while pool and len(chosen) < count and before.argmax() != target:
-        tried = torch.cat([apply_edits(effects, styles, [image], [*chosen, e]) for e in pool])
+        tried = torch.cat([apply_edits(effects, own, [*chosen, e]) for e in pool])
         odds = effects.head(logits_of(tried).float().cpu().numpy(), head)
         best = int(odds[:, target].argmax())
         gain = float(odds[best, target] - before[target])
@@ -237,8 +235,9 @@ def artefacts(
     for edit in edits:
         gains = change[:, edit.direction, edit.coordinate, target]
         rows = np.argsort(-gains, kind="stable")[:count]
-        before = score_of(styles[torch.as_tensor(rows, device=styles.device)], rows)
-        after = score_of(apply_edits(effects, styles, rows, [edit]), rows)
+        own = styles[torch.as_tensor(rows, device=styles.device)]
+        before = score_of(own, rows)
+        after = score_of(apply_edits(effects, own, [edit]), rows)
         if bool(((after - before).abs() > limit).any()):
             found.append(edit)
     return found

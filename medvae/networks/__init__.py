@@ -4,13 +4,15 @@ from medvae.networks.attri_vae import AttriVAE, AttriVAEOutput, AttriVAEReconstr
 from medvae.networks.checkpoint import load_weights
 from medvae.networks.classifier import FactorClassifier
 from medvae.networks.disentangled_gan import DisentangledGAN
-from medvae.networks.style_sweep import StyleSweep
-from medvae.networks.stylegan import (
+from medvae.networks.frozen import FrozenClassifier, load_classifier
+from medvae.networks.style_discriminator import (
     DiscriminatorOutput,
-    MappingNetworks,
     StyleDiscriminator,
-    StyleGenerator,
+    StyleTrunk,
 )
+from medvae.networks.style_sweep import StyleSweep
+from medvae.networks.stylegan import MappingNetworks, StyleGenerator
+from medvae.networks.stylex import ConditionalDiscriminator, StyleEncoder, StylEx
 from medvae.networks.subspaces import (
     SubspaceClassifier,
     SubspaceEncoder,
@@ -23,17 +25,23 @@ __all__ = [
     "AttriVAE",
     "AttriVAEOutput",
     "AttriVAEReconstruction",
-    "DisentangledGAN",
+    "ConditionalDiscriminator",
     "DiscriminatorOutput",
+    "DisentangledGAN",
     "FactorClassifier",
+    "FrozenClassifier",
     "MappingNetworks",
+    "StylEx",
     "StyleDiscriminator",
+    "StyleEncoder",
     "StyleGenerator",
     "StyleSweep",
+    "StyleTrunk",
     "SubspaceClassifier",
     "SubspaceEncoder",
     "SubspaceHeads",
     "SubspaceOutput",
     "Subspaces",
+    "load_classifier",
     "load_weights",
 ]

@@ -23,6 +23,7 @@ __all__ = [
     "ModulatedConv",
     "Noise",
     "batch_deviation",
+    "grids_of",
     "leaky_relu",
     "resample",
 ]
@@ -246,6 +247,24 @@ def batch_deviation(x: Tensor, group: int | None = 4) -> Tensor:
     groups = x.float().unflatten(0, (size, -1))  # neighbours are in different groups
     deviation = (groups.var(0, correction=0) + EPS).sqrt()
     return deviation.flatten(1).mean(1)[:, None].repeat(size, 1).to(x.dtype)
+
+
+def grids_of(spatial_dims: int, image_size: Sequence[int] | int, count: int) -> list[torch.Size]:
+    """Return the sizes of all grids, from the coarsest to the image's."""
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"spatial_dims must be 2 or 3, found {spatial_dims}")
+    size = [image_size] * spatial_dims if isinstance(image_size, int) else list(image_size)
+    if len(size) != spatial_dims:
+        raise ValueError(f"image_size must have {spatial_dims} entries, found {size}")
+    if count < 1:
+        raise ValueError("channels must have at least one entry, found none")
+    factor = 2 ** (count - 1)
+    if any(n < factor or n % factor for n in size):
+        raise ValueError(
+            f"image_size {size} is not divisible by {factor}, as {count} entries of channels "
+            "demand, which double the grid from one to the next"
+        )
+    return [torch.Size(n // 2**k for n in size) for k in reversed(range(count))]
 
 
 def to_grid(values: Tensor, x: Tensor) -> Tensor:

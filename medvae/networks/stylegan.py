@@ -1,54 +1,33 @@
-"""A style-based generator of named subspaces, and a discriminator that encodes.
+"""A style-based generator of named subspaces.
 
-The disentangled GAN of Müller et al. 2025 on StyleGAN2 (Karras et al. 2020), for images and
-volumes. The encoder is a part of the discriminator: one trunk with a score, codes and heads.
+The generator of the disentangled GAN of Müller et al. 2025 on StyleGAN2 (Karras et al. 2020), for
+images and volumes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from medvae.networks.style_layers import (
-    EqualConv,
     EqualLinear,
     ModulatedConv,
     Noise,
-    batch_deviation,
+    grids_of,
     leaky_relu,
     resample,
 )
 from medvae.networks.style_sweep import StyleSweep
-from medvae.networks.subspaces import SubspaceHeads, Subspaces
+from medvae.networks.subspaces import Subspaces
 
 __all__ = [
-    "DiscriminatorOutput",
     "MappingNetworks",
-    "StyleDiscriminator",
     "StyleGenerator",
 ]
-
-_RESIDUAL = 0.5**0.5  # of both branches, whose sum then keeps the scale
-
-
-class DiscriminatorOutput(NamedTuple):
-    """What a `StyleDiscriminator` computes from a batch of images.
-
-    Attributes:
-        score: logit of being real, shape (B, 1).
-        features: from which the others are read, shape (B, F).
-        codes: the estimated w, shape (B, D).
-        logits: of all heads side by side, shape (B, O).
-    """
-
-    score: Tensor
-    features: Tensor
-    codes: Tensor
-    logits: Tensor
 
 
 class MappingNetworks(nn.Module):
@@ -130,7 +109,7 @@ class StyleGenerator(nn.Module):
         self.subspaces = Subspaces(sizes)
         mapped = self.subspaces.latent_dim
         self.latent_dim = dim = mapped + joined
-        grids = _grids(spatial_dims, image_size, len(channels))
+        grids = grids_of(spatial_dims, image_size, len(channels))
         self.layers = 2 * len(channels) + 2 * faithful
         self.aligned = not faithful
         parts = list(self.subspaces.sizes.values()) if separate else [mapped]
@@ -210,87 +189,6 @@ class StyleGenerator(nn.Module):
         return resample(x, "up", self.aligned)
 
 
-class StyleDiscriminator(nn.Module):
-    """Residual discriminator of images (B, C, *S) that encodes them, with a head per factor.
-
-    Only the score reads how much the images of a batch differ: codes of an image are its own.
-
-    Args:
-        spatial_dims: 2 or 3.
-        sizes: dimensions of the subspaces of the codes, in order.
-        outputs: logits of every labelled subspace; see `SubspaceHeads`.
-        image_size: S, one number or one for each axis, divisible by 2^(R - 1).
-        channels: of the R grids, from the coarsest to the image; there are channels[0] features.
-        in_channels: C.
-        faithful: as published (Müller et al. 2025): resampling that shifts, and features, hence
-            codes, that depend on which images share the batch.
-
-    Attributes:
-        subspaces: `Subspaces` of the codes.
-        heads: `SubspaceHeads` on the codes.
-
-    Raises:
-        ValueError: for sizes that do not fit each other.
-    """
-
-    def __init__(
-        self,
-        spatial_dims: int,
-        sizes: Mapping[str, int],
-        outputs: Mapping[str, int],
-        image_size: Sequence[int] | int,
-        channels: Sequence[int],
-        in_channels: int = 1,
-        faithful: bool = False,
-    ) -> None:
-        super().__init__()
-        self.subspaces = Subspaces(sizes)
-        base = _grids(spatial_dims, image_size, len(channels))[0]
-        self.faithful = faithful
-        self.from_image = EqualConv(spatial_dims, in_channels, channels[-1], 1)
-        self.blocks = nn.ModuleList(
-            _ResidualDown(spatial_dims, i, o, not faithful) for i, o in pairwise(channels[::-1])
-        )
-        width = channels[0]
-        self.last = EqualConv(spatial_dims, width + faithful, width)
-        self.dense = EqualLinear(width * base.numel(), width)
-        self.score_hidden = None if faithful else EqualLinear(width + 1, width)
-        self.score = EqualLinear(width, 1)
-        self.encoder = EqualLinear(width, self.subspaces.latent_dim)
-        self.heads = SubspaceHeads(self.subspaces, outputs)
-
-    def forward(self, image: Tensor) -> DiscriminatorOutput:
-        """Return score, features, codes and logits of images (B, C, *S)."""
-        x = self._trunk(image)
-        features = self._features(x)
-        codes = self.encoder(features)
-        judged = features
-        if self.score_hidden is not None:
-            judged = torch.cat([features, batch_deviation(x)], 1)
-            judged = leaky_relu(self.score_hidden(judged))
-        return DiscriminatorOutput(self.score(judged), features, codes, self.heads(codes))
-
-    def encode(self, image: Tensor) -> Tensor:
-        """Return codes (B, D) of images (B, C, *S)."""
-        return self.encoder(self.features(image))
-
-    def features(self, image: Tensor) -> Tensor:
-        """Return the features (B, F) of images (B, C, *S)."""
-        return self._features(self._trunk(image))
-
-    def _trunk(self, image: Tensor) -> Tensor:
-        x = leaky_relu(self.from_image(image))
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-    def _features(self, x: Tensor) -> Tensor:
-        if self.faithful:
-            deviation = batch_deviation(x, None)[(...,) + (None,) * (x.ndim - 2)]
-            x = torch.cat([x, deviation.expand(-1, -1, *x.shape[2:])], 1)
-        return leaky_relu(self.dense(leaky_relu(self.last(x)).flatten(1)))
-
-
 class _MappingLayer(EqualLinear):
     """Fully connected layer with its activation."""
 
@@ -339,39 +237,3 @@ class _ToImage(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         return self.conv(x, style) + self.bias
-
-
-class _ResidualDown(nn.Module):
-    """Two convolutions, with the grid halved between them, and a shortcut."""
-
-    def __init__(
-        self, spatial_dims: int, in_channels: int, out_channels: int, aligned: bool
-    ) -> None:
-        super().__init__()
-        self.first = EqualConv(spatial_dims, in_channels, in_channels)
-        self.second = EqualConv(spatial_dims, in_channels, out_channels)
-        self.shortcut = EqualConv(spatial_dims, in_channels, out_channels, 1, bias=False)
-        self.aligned = aligned
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = resample(leaky_relu(self.first(x)), "down", self.aligned)
-        y = leaky_relu(self.second(y), _RESIDUAL)
-        return y + self.shortcut(resample(x, "down", self.aligned)) * _RESIDUAL
-
-
-def _grids(spatial_dims: int, image_size: Sequence[int] | int, count: int) -> list[torch.Size]:
-    """Return the sizes of all grids, from the coarsest to the image's."""
-    if spatial_dims not in (2, 3):
-        raise ValueError(f"spatial_dims must be 2 or 3, found {spatial_dims}")
-    size = [image_size] * spatial_dims if isinstance(image_size, int) else list(image_size)
-    if len(size) != spatial_dims:
-        raise ValueError(f"image_size must have {spatial_dims} entries, found {size}")
-    if count < 1:
-        raise ValueError("channels must have at least one entry, found none")
-    factor = 2 ** (count - 1)
-    if any(n < factor or n % factor for n in size):
-        raise ValueError(
-            f"image_size {size} is not divisible by {factor}, as {count} entries of channels "
-            "demand, which double the grid from one to the next"
-        )
-    return [torch.Size(n // 2**k for n in size) for k in reversed(range(count))]
