@@ -4,6 +4,7 @@ from medvae.engines.augment import DifferentiableAugmentation
 from medvae.engines.checkpoint import Checkpoint, check_run, finish_run
 from medvae.engines.classifier import classify, image_features, train_classifier
 from medvae.engines.encoder import EncoderEvaluationStep, FactorScore, factor_scores
+from medvae.engines.explained import trained_classifier
 from medvae.engines.gan import GanEvaluationStep, GanStep
 from medvae.engines.handlers import (
     History,
@@ -45,4 +46,5 @@ __all__ = [
     "read_history",
     "train_classifier",
     "train_segmentation",
+    "trained_classifier",
 ]

@@ -32,13 +32,11 @@ class StyleSpace(Protocol):
 
     It may have a method `sweep(styles)` that gives an object like `medvae.networks.StyleSweep`;
     every edit is otherwise a synthesis of its own.
-
-    Attributes:
-        style_sizes: numbers of coordinates of each layer that are searched. There may be more in
-            `styles`, which then follow.
     """
 
-    style_sizes: Sequence[int]
+    @property
+    def style_sizes(self) -> Sequence[int]:
+        """Numbers of coordinates of each layer that are searched; others follow in `styles`."""
 
     def synthesis_from_styles(self, styles: Tensor) -> Tensor:
         """Return images (B, C, *S) for styles (B, S)."""

@@ -5,6 +5,7 @@ Numpy in, numbers out; those of maps, which ask the network again, take and give
 
 from .banks import Sample
 from .classification import accuracy, balanced_accuracy, classification_report, roc_auc
+from .counterfactual import associations, co_acting, mean_with_interval
 from .dependence import dependence_report
 from .disentanglement import (
     interpretability,
@@ -54,8 +55,8 @@ from .report import disentanglement_report
 from .swaps import judge_swaps
 
 __all__ = [
-    "DCI",
     "Agreement",
+    "DCI",
     "Interval",
     "Kid",
     "KnnLeakage",
@@ -64,10 +65,12 @@ __all__ = [
     "accuracy",
     "active_axes",
     "agreement",
+    "associations",
     "balanced_accuracy",
     "bootstrap_rows",
     "change_outside",
     "classification_report",
+    "co_acting",
     "control",
     "dci",
     "degraded",
@@ -88,6 +91,7 @@ __all__ = [
     "leakage_report",
     "localisation",
     "manipulation_report",
+    "mean_with_interval",
     "mig",
     "modularity",
     "ms_ssim",

@@ -13,6 +13,8 @@ from medvae.report.plots import (
     plot_series,
 )
 from medvae.report.samples import write_samples
+from medvae.report.stylex import ClassifierEvaluation, StylexEvaluation
+from medvae.report.stylex_search import StylexSearch
 from medvae.report.subspaces import SubspaceEvaluation, leakage_table
 from medvae.report.swaps import GanEvaluation, SwapsMontaged
 from medvae.report.sweeps import manipulation_table, plot_sweeps
@@ -20,17 +22,20 @@ from medvae.report.tables import metrics_table
 from medvae.report.traversals import TraversalMontaged, plot_traversals, write_gif
 
 __all__ = [
+    "ClassifierEvaluation",
     "Evaluation",
-    "GanEvaluation",
     "Examples",
+    "GanEvaluation",
     "ManipulationEvaluation",
     "MapMontaged",
     "Page",
     "Predictions",
-    "SubspaceEvaluation",
-    "SwapsMontaged",
     "Run",
     "Section",
+    "StylexEvaluation",
+    "StylexSearch",
+    "SubspaceEvaluation",
+    "SwapsMontaged",
     "TraversalMontaged",
     "leakage_table",
     "manipulation_table",
