@@ -12,8 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import test_bundles
+from test_report import browser, severe, waited
 
 from medvae.data import phantoms
+from medvae.report import merge_answers
+
+__all__ = ["browser"]  # a fixture
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "stylex" / "configs"
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
@@ -136,3 +140,71 @@ def test_pairs_of_volumes_are_on_the_subjects_grid(trained):
         image = nib.load(root / "data" / table["image"][path.parent.name])
         np.testing.assert_allclose(nib.load(path).affine, image.affine, atol=1e-4)
         assert nib.load(path).shape == image.shape
+
+
+@pytest.fixture
+def opened(trained: tuple[Path, int], browser: Any, tmp_path: Path) -> Any:
+    """The panel's page, freshly opened; what it saves goes to tmp_path."""
+    where = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", where)
+    browser.get("about:blank")
+    browser.get((trained[0] / "eval" / "panel.html").as_uri())
+    browser.get_log("browser")
+    return browser
+
+
+def test_the_panels_page_in_a_browser(opened, trained, tmp_path):
+    js = opened.execute_script
+    titles = js("return [...document.querySelectorAll('[role=tab]')].map(t => t.textContent)")
+    count = len(read(trained[0], "attributes.json")["attributes"])
+    assert titles == ["Summary", *(f"Attribute {n + 1}" for n in range(count)), "Your answers"]
+    opened.find_element("id", "tab-attribute1").click()
+    pixels = (
+        "const c = document.querySelector('#attribute1 canvas.' + arguments[0]);"
+        "return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    )
+    before, after = js(pixels, "before"), js(pixels, "after")
+    assert js(pixels, "between") == before != after
+    slide = (
+        "const r = document.querySelector('#attribute1 [name=' + arguments[0] + ']');"
+        "r.value = arguments[1]; r.dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    js(slide, "mix", "100")
+    assert js(pixels, "between") == after
+    slices = opened.find_element("css selector", "#attribute1 .slices")
+    assert slices.is_displayed() == (trained[1] == 3)
+    if trained[1] == 3:
+        js(slide, "slice", "0")
+        assert js(pixels, "before") != before
+    flicker = opened.find_element("css selector", "#attribute1 [name=flicker]")
+    flicker.click()
+    mix = "return document.querySelector('#attribute1 [name=mix]').value"
+    assert waited(lambda: js(mix) == "0", 5)
+    flicker.click()
+    checked = js("return document.querySelectorAll('.judgement input:checked').length")
+    assert checked == 0  # nothing is filled in by the software
+    choose = "#attribute1 input[value=confounder]"
+    opened.find_element("css selector", choose).click()
+    opened.find_element("css selector", "#attribute1 [name=hypothesis]").send_keys("brighter")
+    opened.find_element("id", "tab-answers").click()
+    save = opened.find_element("css selector", ".answers [name=save]")
+    save.click()
+    state = opened.find_element("css selector", ".answers .state")
+    assert "name or initials" in state.text
+    opened.find_element("css selector", ".answers [name=expert]").send_keys("A B")
+    assert f"1 of {count}" in state.text
+    save.click()
+    path = tmp_path / "answers_A_B.json"
+    assert waited(path.exists, 10)
+    saved = json.loads(path.read_text())
+    assert saved["answers"][0]["judgement"] == "confounder"
+    assert saved["answers"][0]["hypothesis"] == "brighter"
+    assert saved["answers"][0]["confidence"] is None
+    merged = merge_answers([path], tmp_path / "merged")
+    assert merged["attributes"]["1"]["confounder"] == 1
+    opened.refresh()
+    opened.find_element("css selector", ".answers [name=load]").send_keys(str(path))
+    loaded = f"return document.querySelector('{choose}').checked"
+    assert waited(lambda: js(loaded), 5)
+    # the second is of this test, which reads the pixels
+    assert [m for m in severe(opened) if "getImageData" not in m] == []

@@ -40,6 +40,7 @@ from .manipulation import (
 from .neighbours import KnnLeakage, knn_leakage
 from .peer import raw_attribute_classifier
 from .prediction import prediction_r2
+from .raters import agreement_report, fleiss_kappa, krippendorff_alpha
 from .realism import (
     Kid,
     PrecisionRecall,
@@ -65,6 +66,7 @@ __all__ = [
     "accuracy",
     "active_axes",
     "agreement",
+    "agreement_report",
     "associations",
     "balanced_accuracy",
     "bootstrap_rows",
@@ -80,6 +82,7 @@ __all__ = [
     "diversity",
     "entropy",
     "fid",
+    "fleiss_kappa",
     "half_sample_interval",
     "half_sample_rows",
     "interpretability",
@@ -87,6 +90,7 @@ __all__ = [
     "judge_swaps",
     "kid",
     "knn_leakage",
+    "krippendorff_alpha",
     "leakage_matrix",
     "leakage_report",
     "localisation",

@@ -5,7 +5,16 @@ from medvae.report.examples import Examples
 from medvae.report.leakage_plots import plot_embeddings, plot_leakage
 from medvae.report.manipulation import ManipulationEvaluation
 from medvae.report.map_montage import MapMontaged, plot_maps
-from medvae.report.page import Page, Run, Section, write_comparison, write_page, write_report
+from medvae.report.page import (
+    Page,
+    Run,
+    Section,
+    write_comparison,
+    write_page,
+    write_panel,
+    write_report,
+)
+from medvae.report.panel_answers import merge_answers
 from medvae.report.plots import (
     plot_codes,
     plot_curves,
@@ -39,6 +48,7 @@ __all__ = [
     "TraversalMontaged",
     "leakage_table",
     "manipulation_table",
+    "merge_answers",
     "metrics_table",
     "plot_codes",
     "plot_curves",
@@ -53,6 +63,7 @@ __all__ = [
     "write_comparison",
     "write_gif",
     "write_page",
+    "write_panel",
     "write_report",
     "write_samples",
 ]
