@@ -603,6 +603,7 @@ def test_overlays_only_set_keys_that_exist(path):
     bundle = (
         "disentangled_encoder" if "factors" in overlay or "_factors" in path.stem else "attri_vae"
     )
+    bundle = "stylex" if "_stylex" in path.stem else bundle
     configs = REPOSITORY / "bundles" / bundle / "configs"
     train = yaml.safe_load((configs / "train.yaml").read_text())
     assert {key.split("::")[0] for key in overlay} <= train.keys()
