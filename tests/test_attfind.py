@@ -20,7 +20,7 @@ from medvae.explain import (
     select,
     stable_images,
 )
-from medvae.explain.style_selection import class_gains
+from medvae.explain.style_selection import class_deficits, class_gains
 from medvae.networks import StyleGenerator
 
 both = pytest.mark.parametrize("spatial_dims", [2, 3])
@@ -133,6 +133,17 @@ def test_explained_images_do_not_vote_again():
     assert [edit.coordinate for edit in edits] == [0, 2]
     assert [edit.images for edit in edits] == [10, 5]
     assert [edit.coordinate for edit in select(gains, 2, np.inf)] == [0, 1]
+    lacking = np.where(np.arange(10) == 0, 3.0, 1.0)  # the first needs both A and B
+    assert [edit.coordinate for edit in select(gains, 10, lacking)] == [0, 2, 1]
+
+
+def test_what_an_image_lacks_is_what_flips_it():
+    effects = search(task={7: 3.0})
+    lacking = class_deficits(effects, "task", 1)
+    assert (lacking > 0).all()
+    rows = effects.predicted("task") == 0
+    gains = class_gains(effects, "task", 1)
+    assert np.array_equal(gains[:, 1, 7] > lacking, effects.flips("task")[rows, 1, 7])
 
 
 def style_generator(spatial_dims, noise=0.3):

@@ -48,7 +48,6 @@ def training(root: Path, spatial_dims: int, **overrides: Any) -> dict[str, Any]:
         "n_permutations": 10,
         "n_resamples": 10,
         "search_images": 6,
-        "explained_at": 1e9,
         "found": 3,
         "shown_change": -1.0,
         **overrides,
@@ -116,6 +115,7 @@ def test_attributes_are_unique_sorted_and_complete(trained):
     assert "random" in flips["top"]["1"]
     assert 0 <= flips["coverage"] <= 1
     assert flips["per_image"]["images"] == 6
+    assert (root / "eval" / "panel.pdf").read_bytes().startswith(b"%PDF")
 
 
 @pytest.mark.parametrize("trained", [2], indirect=True)

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from medvae.data.errors import CohortError
-from medvae.data.output import explained, replacing, write_text
 from medvae.explain.maps import evaluating
 from medvae.explain.style_effects import LEAST_GAIN, Array, StyleEffects, moved
+from medvae.explain.style_store import EffectStore
 
 __all__ = ["Screening", "StyleSpace", "attfind", "screened_attfind", "style_range"]
 
@@ -189,7 +188,9 @@ def _attfind(
     wanted = np.zeros(searched, dtype=bool)
     wanted[np.arange(searched) if coordinates is None else np.asarray(coordinates)] = True
     wanted &= search.high > search.low
-    store = None if folder is None else _Store(Path(folder), _fingerprint(search, styles, wanted))
+    store = (
+        None if folder is None else EffectStore(Path(folder), _fingerprint(search, styles, wanted))
+    )
     outputs = sum(search.heads.values())
     base = np.empty((len(styles), outputs), dtype=np.float32)
     edited = np.empty((len(styles), 2, searched, outputs), dtype=np.float32)
@@ -328,34 +329,6 @@ def _missed(full: StyleEffects, chosen: npt.NDArray[np.intp]) -> float | None:
 
 def _within(folder: str | Path | None, name: str) -> Path | None:
     return None if folder is None else Path(folder) / name
-
-
-class _Store:
-    """Logits of every image in a folder, each written whole."""
-
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        self.folder = folder
-        path = folder / "search.json"
-        if path.exists():
-            if json.loads(path.read_text(encoding="utf-8")).get("search") != fingerprint:
-                raise CohortError(
-                    f"The folder '{folder}' holds the effects of another search; expected the same "
-                    "images, networks and settings, or an empty folder."
-                )
-        else:
-            write_text(path, json.dumps({"search": fingerprint}) + "\n")
-
-    def read(self, number: int) -> Array | None:
-        path = self._path(number)
-        return np.load(path, allow_pickle=False) if path.exists() else None
-
-    def write(self, number: int, found: Array) -> None:
-        path = self._path(number)
-        with explained(path), replacing(path) as temporary:
-            np.save(temporary, found)
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"image{number:05d}.npy"
 
 
 def _fingerprint(search: _Search, styles: Tensor, wanted: npt.NDArray[np.bool_]) -> str:

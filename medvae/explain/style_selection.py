@@ -16,6 +16,7 @@ __all__ = [
     "Edit",
     "apply_edits",
     "artefacts",
+    "class_deficits",
     "class_gains",
     "explain_image",
     "merge_classes",
@@ -43,7 +44,7 @@ class Edit(NamedTuple):
 def select(
     gains: npt.ArrayLike,
     count: int = 10,
-    explained_at: float = 1.0,
+    explained_at: npt.ArrayLike = 1.0,
     excluded: Sequence[tuple[int, int]] = (),
     least_images: int = 1,
 ) -> list[Edit]:
@@ -56,7 +57,8 @@ def select(
     Args:
         gains: in the log odds of a class, of images that are not of that class, shape (N, 2, S).
         count: the most edits to choose.
-        explained_at: the sum of gains above which an image is explained; infinity: all vote always.
+        explained_at: the sum of gains from which on an image is explained, one number (1 logit, as
+            published) or one for each image, such as `class_deficits`; infinity: all vote always.
         excluded: pairs (direction, coordinate) that are not to be chosen, such as artefacts.
         least_images: images that must still vote.
 
@@ -96,6 +98,12 @@ def class_gains(effects: StyleEffects, head: str, target: int) -> Array:
     """Return what `select` takes: gains of a class on the images that are not of it, (N', 2, S)."""
     rows = effects.predicted(head) != target
     return effects.change(head)[rows][..., target]
+
+
+def class_deficits(effects: StyleEffects, head: str, target: int) -> Array:
+    """Return the gain that each image which is not of a class lacks to be of it, (N',)."""
+    odds = effects.head(effects.base, head)[effects.predicted(head) != target]
+    return np.maximum(-odds[:, target], LEAST_GAIN)
 
 
 def merge_classes(

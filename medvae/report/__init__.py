@@ -15,6 +15,7 @@ from medvae.report.page import (
     write_report,
 )
 from medvae.report.panel_answers import merge_answers
+from medvae.report.panel_pdf import write_panel_pdf
 from medvae.report.plots import (
     plot_codes,
     plot_curves,
@@ -64,6 +65,7 @@ __all__ = [
     "write_gif",
     "write_page",
     "write_panel",
+    "write_panel_pdf",
     "write_report",
     "write_samples",
 ]

@@ -20,6 +20,7 @@ from medvae.explain import (
     apply_edits,
     artefacts,
     attfind,
+    class_deficits,
     class_gains,
     merge_classes,
     screened_attfind,
@@ -29,8 +30,11 @@ from medvae.metrics import associations, co_acting
 from medvae.networks import StylEx
 from medvae.networks.checkpoint import load_weights
 from medvae.networks.stylex import Shown
-from medvae.report.stylex_effects import Judge, edit_report, flip_report
+from medvae.report.stylex_effects import edit_report
+from medvae.report.stylex_flags import flag_confounders
+from medvae.report.stylex_flips import flip_report
 from medvae.report.stylex_images import Encoded, encode_images, in_batches
+from medvae.report.stylex_judge import Judge
 from medvae.report.stylex_pairs import write_pairs
 
 __all__ = ["StylexSearch"]
@@ -60,7 +64,8 @@ class StylexSearch:
         covariates: columns and attributes of the cohort's table to compare with.
         confounders: those of them, and heads, that should not decide; found ones are flagged.
         count: attributes to find.
-        explained_at: see `medvae.explain.select`.
+        explained_at: gain in log odds from which on an image is explained, 1 as published; None:
+            what it lacks to be of the class.
         images: subjects to search on, at most.
         quantiles: see `medvae.explain.attfind`.
         keep: share of the coordinates that gradients select for the search; 1: all are searched.
@@ -91,7 +96,7 @@ class StylexSearch:
         covariates: Sequence[str] = (),
         confounders: Sequence[str] = (),
         count: int = 10,
-        explained_at: float = 1.0,
+        explained_at: float | None = None,
         images: int = 100,
         quantiles: Sequence[float] = (0.0, 1.0),
         keep: float = 1.0,
@@ -153,12 +158,19 @@ class StylexSearch:
             ],
         }
         self._compare(report, effects, found, tested, attributes)
-        self._flag(report)
+        flag_confounders(report, self.confounders)
         write_text(self.output_dir / "attributes.json", json.dumps(report, indent=1) + "\n")
         flips = flip_report(self, effects, found, tested, judge, lists)
         write_text(self.output_dir / "flips.json", json.dumps(flips, indent=1) + "\n")
         logger.info("Done: look at attributes.json in %s", self.output_dir.resolve())
         return report
+
+    def enough(self, effects: StyleEffects, target: int) -> npt.NDArray[np.float32]:
+        """Return the gains that explain the images which are not of a class, (N',)."""
+        lacking = class_deficits(effects, self.task, target)
+        if self.explained_at is None:
+            return lacking
+        return np.full_like(lacking, self.explained_at)
 
     def images_of(self, styles: Tensor) -> Tensor:
         """Return images in [0, 1], on the CPU, of styles (N, S')."""
@@ -218,11 +230,12 @@ class StylexSearch:
                     "leads to it. The generator may not show yet what the classifier sees.",
                     *(len(found.ids), target, self.task),
                 )
-            chosen = select(gains, self.count, self.explained_at)
+            enough = self.enough(effects, target)
+            chosen = select(gains, self.count, enough)
             wrong = self._artefacts(effects, found, chosen, target)
             if wrong:
                 pairs = [(edit.direction, edit.coordinate) for edit in wrong]
-                chosen = select(gains, self.count, self.explained_at, pairs)
+                chosen = select(gains, self.count, enough, pairs)
             lists[target] = chosen
         if classes == 2:
             merged = merge_classes(effects, self.task, lists[1], 1, lists[0])[: self.count]
@@ -316,43 +329,6 @@ class StylexSearch:
         for entry, group in zip(entries, groups, strict=True):
             entry["group"] = group + 1
 
-    def _flag(self, report: dict[str, Any]) -> None:
-        """Say of every attribute which confounders it may stand for, and why."""
-        chance = report.get("association_chance", {})
-        for entry in report["attributes"]:
-            flags = []
-            for name in self.confounders:
-                reasons = _reasons(name, entry, chance)
-                if reasons:
-                    flags.append({"name": name, "evidence": reasons})
-            entry["confounder_candidates"] = flags
-
     def _class_names(self) -> list[str]:
         names = self.factors.classes.get(self.task, ())
         return [str(name) for name in names]
-
-
-def _reasons(name: str, entry: Mapping[str, Any], chance: Mapping[str, Any]) -> list[str]:
-    reasons = []
-    moved = entry["moves"].get(name)
-    if moved and moved["beyond_random"]:
-        reasons.append(
-            f"the edit moves what a separate judge reads as {name} by {moved['value']:+.2f} SD "
-            f"({moved['low']:+.2f} to {moved['high']:+.2f})"
-        )
-    head = entry["heads"].get(name)
-    if head and not head["task"] and head["beyond_random"]:
-        reasons.append(
-            f"the edit moves the classifier's own head {name} by {head['shift_sd']['value']:.2f} SD"
-        )
-    found = entry.get("associations", {}).get(name)
-    if found:
-        for key, words in (("given_class", " among images of one predicted class"), ("value", "")):
-            value, limit = found[key], chance.get(key)
-            if value is not None and limit is not None and abs(value) > limit:
-                reasons.append(
-                    f"the coordinate goes along with {name}{words} (r = {value:+.2f}, chance "
-                    f"{limit:.2f})"
-                )
-                break
-    return reasons
