@@ -77,10 +77,11 @@ def select(
     for direction, coordinate in excluded:
         table[:, direction, coordinate] = 0
     flat = table.reshape(len(table), 2 * table.shape[2])
+    enough = np.asarray(explained_at, dtype=np.float64)
     gained = np.zeros(len(flat))
     chosen: list[Edit] = []
     while len(chosen) < count:
-        voting = gained < explained_at
+        voting = gained < enough
         if voting.sum() < max(1, least_images):
             break
         means = flat[voting].mean(0)
