@@ -110,7 +110,7 @@ def _summary(folder: Path, found: Mapping[str, Any], flips: Mapping[str, Any]) -
         for flag in entry["confounder_candidates"]:
             findings.append(
                 Finding(
-                    "short",
+                    "short" if flag["strong"] else "unknown",
                     f"Attribute {n} may stand for {flag['name']}, which should not decide:",
                     flag["evidence"],
                 )

@@ -18,6 +18,7 @@ from medvae.metrics import (
 )
 from medvae.report import merge_answers
 from medvae.report.__main__ import main
+from medvae.report.stylex_flags import flag_confounders
 
 FLEISS = [  # 14 raters, 10 items, 5 categories (Fleiss 1971)
     [0, 0, 0, 0, 14],
@@ -151,3 +152,36 @@ def test_means_have_an_interval_over_patients():
     two = mean_with_interval(values, values, 200)  # two patients: wide
     assert two["high"] - two["low"] == 1
     assert mean_with_interval([np.nan])["value"] is None
+
+
+def entry(moved, shift, association):
+    def said(value):
+        return {"value": value, "low": value - 0.1, "high": value + 0.1, "chance": 0.2}
+
+    return {
+        "moves": {"site": said(moved) | {"beyond_random": moved > 0.2}},
+        "heads": {
+            "dx": {"task": True, "shift_sd": said(2.0), "chance_sd": 0.2, "beyond_random": True},
+            "sex": {"task": False, "shift_sd": said(shift), "chance_sd": 0.2}
+            | {"beyond_random": shift > 0.2},
+        },
+        "associations": {"site": {"value": 0.9, "given_class": association}},
+    }
+
+
+def test_a_confounder_is_flagged_with_its_evidence_and_the_task_is_not():
+    report = {
+        "task": "dx",
+        "judge": {"site": 0.9},
+        "association_chance": {"value": 0.1, "given_class": 0.2},
+        "attributes": [entry(0.8, 0.0, 0.0), entry(0.0, 0.9, 0.5), entry(0.0, 0.0, 0.1)],
+    }
+    flag_confounders(report, ["site", "sex", "dx"])
+    first, second, third = (e["confounder_candidates"] for e in report["attributes"])
+    assert [(f["name"], f["strong"]) for f in first] == [("site", True)]
+    assert "+0.80 SD" in first[0]["evidence"][0]
+    assert [(f["name"], f["strong"]) for f in second] == [("site", False), ("sex", True)]
+    assert third == []  # what goes along with the class alone is no evidence
+    report["judge"]["site"] = 0.6  # a judge that cannot read it
+    flag_confounders(report, ["site"])
+    assert report["attributes"][0]["confounder_candidates"] == []
