@@ -13,6 +13,8 @@ from medvae.networks.style_layers import EPS, convolve, to_grid
 
 __all__ = ["StyleSweep"]
 
+_GAIN = 2**0.5  # of the activation, taken out of it: fewer passes over large grids
+
 
 class StyleSweep:
     r"""Exact images of styles with one coordinate of a convolution changed at a time.
@@ -39,10 +41,13 @@ class StyleSweep:
         self.generator = generator
         self.styles, self.colours = generator.split_styles(styles[None])
         self.firsts = [0, *accumulate(generator.style_sizes)]
-        # of every layer: its input, its output before demodulation, the image until then
+        # of every layer: its input, its output before demodulation, the image until then, and its
+        # weights and what is added to its output, both times the gain of the activation
         self.inputs: list[Tensor] = []
         self.sums: list[Tensor] = []
         self.before: list[Tensor | None] = []
+        self.weights: list[Tensor] = []
+        self.added: list[Tensor] = []
         x = generator.constant[None]
         image: Tensor | None = None
         for layer, (conv, style) in enumerate(zip(generator.convs, self.styles, strict=True)):
@@ -53,7 +58,11 @@ class StyleSweep:
             weight = conv.conv.weight * style[0][(None, slice(None)) + (None,) * (x.ndim - 2)]
             total = convolve(x, weight)
             self.sums.append(total[0])
-            x = self._finish(layer, total * to_grid(self._demodulation(layer), total))
+            scale = _GAIN * self._demodulation(layer)
+            self.weights.append(weight * scale[(...,) + (None,) * (weight.ndim - 1)])
+            noise = conv.noise.strength * conv.noise.fixed
+            self.added.append(_GAIN * (noise + conv.bias)[None])
+            x = self._finish(layer, total * to_grid(scale[None], total))
             image = self._coloured(layer, x, image)
         assert image is not None
         self.image = image
@@ -83,8 +92,7 @@ class StyleSweep:
         for after in range(layer + 1, len(self.styles)):
             if after % 2:
                 image = self.generator.up(image)
-            x = self.generator.convs[after].conv(x, self.styles[after])
-            x = self._finish(after, x)
+            x = self._finish(after, convolve(x, self.weights[after]))
             image = self._coloured(after, x, image)
         return image.unflatten(0, values.shape)
 
@@ -98,7 +106,7 @@ class StyleSweep:
         energy = weight[:, channels].double().square().flatten(2).sum(2).T  # (n, O)
         squares = values.double().square() - old.double().square()[:, None]
         inverse = self._energy(layer) + squares[..., None] * energy[:, None]
-        scale = torch.rsqrt(inverse.clamp_min(0) + EPS).to(total.dtype)
+        scale = _GAIN * torch.rsqrt(inverse.clamp_min(0) + EPS).to(total.dtype)
         return total * to_grid(scale, single)
 
     def _energy(self, layer: int) -> Tensor:
@@ -107,11 +115,13 @@ class StyleSweep:
         return weight @ self.styles[layer][0].double().square()
 
     def _demodulation(self, layer: int) -> Tensor:
-        return torch.rsqrt(self._energy(layer) + EPS).to(self.styles[layer].dtype)[None]
+        """Return what every output channel is multiplied by, (O,)."""
+        return torch.rsqrt(self._energy(layer) + EPS).to(self.styles[layer].dtype)
 
     def _finish(self, layer: int, x: Tensor) -> Tensor:
-        up = self.generator.up if layer % 2 else None
-        return self.generator.convs[layer].finish(x, up)
+        """Resample, add noise and bias and activate what has the gain already; overwrites `x`."""
+        x = self.generator.up(x) if layer % 2 else x
+        return F.leaky_relu_(x.add_(self.added[layer]), 0.2)
 
     def _coloured(self, layer: int, x: Tensor, image: Tensor | None) -> Tensor:
         """Add what the layer shows, if it is the last of its grid."""

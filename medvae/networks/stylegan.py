@@ -216,10 +216,7 @@ class _StyledConv(nn.Module):
     def forward(
         self, x: Tensor, style: Tensor, up: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        return self.finish(self.conv(x, style), up)
-
-    def finish(self, x: Tensor, up: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """What follows the convolution."""
+        x = self.conv(x, style)
         x = x if up is None else up(x)  # after: the convolution is on the coarser grid
         return leaky_relu(self.noise(x) + self.bias)
 

@@ -167,7 +167,7 @@ def by_layer(name: str, case: tuple[int, int, tuple[int, ...]], rounds: int) -> 
     first = 0
     for layer, size in enumerate(generator.style_sizes):
         sweep = generator.sweep(styles[0])
-        chosen = torch.arange(first, first + min(8, size))
+        chosen = torch.arange(first, first + min(4, size))
         values = torch.stack([low[chosen], high[chosen]], 1)
 
         def edit(sweep=sweep, chosen=chosen, values=values) -> None:
