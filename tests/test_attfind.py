@@ -237,7 +237,7 @@ def test_a_killed_search_goes_on(tmp_path):
 
     class Killed(Reader):
         def __call__(self, image):
-            if self.calls == 100:
+            if self.calls == 150:
                 raise KeyboardInterrupt
             return super().__call__(image)
 
@@ -248,7 +248,7 @@ def test_a_killed_search_goes_on(tmp_path):
     assert 0 < done < IMAGES
     after = Reader(generator, {7: 3.0})
     resumed = attfind(generator, after, styles, HEADS, folder=tmp_path, progress=False)
-    assert after.calls == (IMAGES - done) * (1 + 8)
+    assert after.calls == (IMAGES - done) * (1 + 16)
     assert np.array_equal(whole.edited, resumed.edited)
     with pytest.raises(CohortError, match="another search"):
         attfind(generator, after, styles + 1, HEADS, folder=tmp_path, progress=False)

@@ -75,7 +75,7 @@ def attfind(
     heads: Mapping[str, int],
     quantiles: tuple[float, float] = (0.0, 1.0),
     shift: float = 1.0,
-    batch_size: int = 16,
+    batch_size: int = 8,
     coordinates: npt.ArrayLike | None = None,
     folder: str | Path | None = None,
     progress: bool = True,
@@ -94,7 +94,8 @@ def attfind(
         quantiles: of the images, which a coordinate is moved to; (0, 1) is their range, which one
             outlier may set.
         shift: share of the way that is gone; beyond 1 leaves the range.
-        batch_size: images that are made at a time. Small batches stay in a CPU's cache.
+        batch_size: images that are made at a time. Small batches stay in a CPU's cache;
+            a GPU wants hundreds.
         coordinates: numbers of those to search; None: all.
         folder: where the logits of every image go as soon as they are known: started again with
             the same arguments, the search goes on. None: nowhere.
@@ -144,7 +145,7 @@ def screened_attfind(
     if not 0 < keep <= 1:
         raise ValueError(f"keep must be in (0, 1], found {keep}")
     quantiles = options.pop("quantiles", (0.0, 1.0))
-    shift, batch = options.pop("shift", 1.0), options.pop("batch_size", 16)
+    shift, batch = options.pop("shift", 1.0), options.pop("batch_size", 8)
     progress = options.pop("progress", True)
     low, high = style_range(styles[:, : sum(generator.style_sizes)], quantiles)
     search = _Search(generator, classifier, heads, low, high, shift, batch)

@@ -104,7 +104,7 @@ class StylexSearch:
         artefact_limit: float | None = None,
         shown_change: float = 0.1,
         judge_steps: int = 600,
-        batch_size: int = 16,
+        batch_size: int = 8,
         window: Sequence[float] | None = None,
         device: str | torch.device = "cpu",
         n_resamples: int = 500,
