@@ -600,9 +600,14 @@ def test_train_and_inference_agree():
 @pytest.mark.parametrize("path", DATASETS, ids=lambda p: p.stem)
 def test_overlays_only_set_keys_that_exist(path):
     overlay = yaml.safe_load(path.read_text())
-    ends = {"_factors": "disentangled_encoder", "_semisynthetic": "intact_vae"}
+    ends = {
+        "_factors": "disentangled_encoder",
+        "_semisynthetic": "intact_vae",
+        "_stylex": "stylex",
+    }
     bundle = next((name for end, name in ends.items() if path.stem.endswith(end)), "attri_vae")
-    bundle = "disentangled_encoder" if "factors" in overlay else bundle
+    if "factors" in overlay and bundle != "stylex":
+        bundle = "disentangled_encoder"
     configs = REPOSITORY / "bundles" / bundle / "configs"
     train = yaml.safe_load((configs / "train.yaml").read_text())
     assert {key.split("::")[0] for key in overlay} <= train.keys()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from medvae.data import phantoms
-from medvae.engines.gan import _average_gradients
+from medvae.engines.adversarial import average_gradients
 from medvae.losses import AttributeRegularizationLoss, AttriVAELoss
 from medvae.networks import AttriVAE
 
@@ -177,7 +177,7 @@ def averaging(rank: int, port: int, results: str) -> None:
     parameters[0].grad = torch.full((2,), float(rank))
     if rank == 1:  # a term that was due there alone
         parameters[1].grad = torch.full((2,), 3.0)
-    _average_gradients(parameters)
+    average_gradients(parameters)
     torch.save([p.grad for p in parameters], f"{results}/{rank}.pt")
     dist.destroy_process_group()
 

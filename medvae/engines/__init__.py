@@ -11,6 +11,7 @@ from medvae.engines.beta import (
 from medvae.engines.checkpoint import Checkpoint, check_run, finish_run
 from medvae.engines.classifier import classify, image_features, train_classifier
 from medvae.engines.encoder import EncoderEvaluationStep, FactorScore, factor_scores
+from medvae.engines.explained import trained_classifier
 from medvae.engines.gan import GanEvaluationStep, GanStep
 from medvae.engines.handlers import (
     History,
@@ -35,6 +36,7 @@ from medvae.engines.steps import (
     TrainingStep,
     class_probabilities,
 )
+from medvae.engines.stylex import StylexStep
 
 __all__ = [
     "BetaChoice",
@@ -55,6 +57,7 @@ __all__ = [
     "PrepareAttributes",
     "PrepareTreatment",
     "ProgressBar",
+    "StylexStep",
     "TrainingStep",
     "TreatmentData",
     "beta_of_run",
@@ -71,4 +74,5 @@ __all__ = [
     "train_classifier",
     "train_intact",
     "train_segmentation",
+    "trained_classifier",
 ]

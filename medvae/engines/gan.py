@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from medvae.data import CohortError
+from medvae.engines.adversarial import Terms, check_images, due, move_average, update
 from medvae.engines.augment import DifferentiableAugmentation
-from medvae.engines.steps import EvaluationStep, check_finite
+from medvae.engines.steps import EvaluationStep
 from medvae.losses import (
     PathLength,
     SubspaceLoss,
@@ -21,11 +20,10 @@ from medvae.losses import (
     r1_penalty,
 )
 from medvae.networks import DisentangledGAN, StyleGenerator
-from medvae.networks.stylegan import DiscriminatorOutput
+from medvae.networks.style_discriminator import DiscriminatorOutput
 
 __all__ = ["GanEvaluationStep", "GanStep"]
 
-Terms = dict[str, Tensor]
 TERMS = {
     "d": ("adversarial", "codes", "features", "factors", "dependence", "r1"),
     "g": ("adversarial", "codes", "features", "factors", "path"),
@@ -135,18 +133,18 @@ class GanStep:
         image, targets = engine.prepare_batch(
             batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs
         )
-        _check_images(image, batchdata)
+        check_images(image, batchdata)
         image, iteration = 2 * image - 1, engine.state.iteration
         factors = targets.get("factors")
         self.network.train()
         self.generator.train()
-        smooth = self.path_length is not None and _due(iteration, self.path_interval)
+        smooth = self.path_length is not None and due(iteration, self.path_interval)
         drawn = self.draw(image, exact=smooth)
-        penalised = self.r1_weight > 0 and _due(iteration, self.r1_interval)
+        penalised = self.r1_weight > 0 and due(iteration, self.r1_interval)
         terms, logged = self.discriminator_terms(image, drawn, factors, penalised)
-        output = _update(self.optimizer_d, terms, "d", engine)
+        output = update(self.optimizer_d, terms, "d", TERMS, engine)
         terms = self.generator_terms(image, drawn, factors, smooth)
-        output |= _update(self.optimizer_g, terms, "g", engine)
+        output |= update(self.optimizer_g, terms, "g", TERMS, engine)
         self.average(len(image), iteration)
         return [{"loss": torch.stack(list(output.values())).sum(), **output, **logged}]
 
@@ -241,13 +239,8 @@ class GanStep:
     @torch.no_grad()
     def average(self, count: int, iteration: int) -> None:
         """Move the network's generator towards the trained one, after `count` images a rank."""
-        images = count * _ranks()
-        # a fixed half-life would average over the random start for long
-        half_life = min(self.half_life, 0.05 * images * iteration)
-        kept = 0.5 ** (images / half_life) if half_life > 0 else 0.0
         averaged = self.network.generator
-        for mean, value in zip(averaged.parameters(), self.generator.parameters(), strict=True):
-            mean.lerp_(value, 1 - kept)
+        move_average(averaged, self.generator, self.half_life, count, iteration)
         averaged.mean_code.copy_(self.generator.mean_code)
 
     def _map(self, like: Tensor) -> Tensor:
@@ -284,58 +277,9 @@ class GanEvaluationStep(EvaluationStep):
         return {"pred": network.decode(codes), "logits": network.classify(codes), "mean": codes}
 
 
-def _update(optimizer: torch.optim.Optimizer, terms: Terms, which: str, engine: Any) -> Terms:
-    """Minimise the sum of the terms, and return them detached, 0 where one is not due."""
-    named = {f"{which}_{name}": value for name, value in terms.items()}
-    total = torch.stack(list(named.values())).sum()
-    check_finite({"loss": total, **named}, engine)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    optimizer.zero_grad(set_to_none=True)
-    # of these alone: the other network is only passed through
-    total.backward(inputs=parameters)
-    _average_gradients(parameters)
-    optimizer.step()
-    every = [f"{which}_{name}" for name in TERMS[which]]
-    return {name: named.get(name, total.new_zeros(())).detach() for name in every}
-
-
-def _check_images(image: Tensor, batchdata: Mapping[str, Any]) -> None:
-    finite = image.flatten(1).isfinite().all(1).tolist()
-    if not all(finite):
-        names = batchdata.get("id", range(len(finite)))
-        wrong = [str(name) for name, right in zip(names, finite, strict=True) if not right]
-        raise CohortError(
-            f"The images of {', '.join(wrong)} have voxels that are not finite; expected numbers, "
-            "so look at the files or the preprocessing."
-        )
-
-
-def _due(iteration: int, interval: int) -> bool:
-    return interval > 0 and iteration % interval == 0
-
-
 def _mean_square(found: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(found.float(), target.float())
 
 
 def _unchanged(image: Tensor) -> Tensor:
     return image
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace gradients by their means over the ranks.
-
-    Both networks are passed several times an iteration, and differentiated twice, which
-    DistributedDataParallel does not foresee.
-    """
-    if _ranks() == 1:
-        return
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        dist.all_reduce(parameter.grad)
-        parameter.grad /= _ranks()

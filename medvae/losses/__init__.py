@@ -31,19 +31,28 @@ from medvae.losses.factors import FactorLoss, factor_predictions
 from medvae.losses.intact import IntactVAELoss, PublicCodeLoss, gaussian_nll
 from medvae.losses.objective import AttriVAELoss, classification_loss
 from medvae.losses.rivals import AdversarialLeakageLoss, HSICLoss, reverse_gradient
+from medvae.losses.stylex import (
+    ClassConsistency,
+    FeatureDistance,
+    ReconstructionLoss,
+    class_divergence,
+)
 from medvae.losses.subspaces import LabelledDependence, SubspaceLoss, encode_factors
 
 __all__ = [
     "AdversarialLeakageLoss",
     "AttriVAELoss",
     "AttributeRegularizationLoss",
+    "ClassConsistency",
     "ControlLoss",
     "FactorLoss",
+    "FeatureDistance",
     "HSICLoss",
     "IntactVAELoss",
     "LabelledDependence",
     "PathLength",
     "PublicCodeLoss",
+    "ReconstructionLoss",
     "SubspaceDependenceLoss",
     "SubspaceLoss",
     "attribute_correlation",
@@ -52,6 +61,7 @@ __all__ = [
     "attribute_regression",
     "attribute_regularization",
     "bernoulli_reconstruction",
+    "class_divergence",
     "classification_loss",
     "discriminator_loss",
     "distance_correlation",

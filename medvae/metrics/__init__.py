@@ -5,6 +5,7 @@ Numpy in, numbers out; those of maps, which ask the network again, take and give
 
 from .banks import Sample
 from .classification import accuracy, balanced_accuracy, classification_report, roc_auc
+from .counterfactual import associations, co_acting, mean_with_interval
 from .dependence import dependence_report
 from .disentanglement import (
     interpretability,
@@ -63,6 +64,7 @@ from .overlap import (
 )
 from .peer import raw_attribute_classifier
 from .prediction import prediction_r2
+from .raters import agreement_report, fleiss_kappa, krippendorff_alpha
 from .realism import (
     Kid,
     PrecisionRecall,
@@ -78,8 +80,8 @@ from .report import disentanglement_report
 from .swaps import judge_swaps
 
 __all__ = [
-    "DCI",
     "Agreement",
+    "DCI",
     "EffectEstimate",
     "Interval",
     "Kid",
@@ -90,11 +92,14 @@ __all__ = [
     "accuracy",
     "active_axes",
     "agreement",
+    "agreement_report",
+    "associations",
     "ate",
     "balanced_accuracy",
     "bootstrap_rows",
     "change_outside",
     "classification_report",
+    "co_acting",
     "combat",
     "control",
     "dci",
@@ -109,6 +114,7 @@ __all__ = [
     "entropy",
     "estimate_ate",
     "fid",
+    "fleiss_kappa",
     "half_sample_interval",
     "half_sample_rows",
     "interpretability",
@@ -117,11 +123,13 @@ __all__ = [
     "judge_swaps",
     "kid",
     "knn_leakage",
+    "krippendorff_alpha",
     "leakage_matrix",
     "leakage_report",
     "localisation",
     "manipulation_report",
     "marginal_sensitivity",
+    "mean_with_interval",
     "mig",
     "modularity",
     "ms_ssim",

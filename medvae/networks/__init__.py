@@ -5,13 +5,16 @@ from medvae.networks.checkpoint import load_weights
 from medvae.networks.classifier import FactorClassifier
 from medvae.networks.covariates import CovariateEncoder
 from medvae.networks.disentangled_gan import DisentangledGAN
+from medvae.networks.frozen import FrozenClassifier, load_classifier
 from medvae.networks.intact_vae import IntactVAE, IntactVAEOutput, IntactVAEReconstruction
-from medvae.networks.stylegan import (
+from medvae.networks.style_discriminator import (
     DiscriminatorOutput,
-    MappingNetworks,
     StyleDiscriminator,
-    StyleGenerator,
+    StyleTrunk,
 )
+from medvae.networks.style_sweep import StyleSweep
+from medvae.networks.stylegan import MappingNetworks, StyleGenerator
+from medvae.networks.stylex import ConditionalDiscriminator, StyleEncoder, StylEx
 from medvae.networks.subspaces import (
     SubspaceClassifier,
     SubspaceEncoder,
@@ -24,20 +27,27 @@ __all__ = [
     "AttriVAE",
     "AttriVAEOutput",
     "AttriVAEReconstruction",
+    "ConditionalDiscriminator",
     "CovariateEncoder",
-    "DisentangledGAN",
     "DiscriminatorOutput",
+    "DisentangledGAN",
     "FactorClassifier",
+    "FrozenClassifier",
     "IntactVAE",
     "IntactVAEOutput",
     "IntactVAEReconstruction",
     "MappingNetworks",
+    "StylEx",
     "StyleDiscriminator",
+    "StyleEncoder",
     "StyleGenerator",
+    "StyleSweep",
+    "StyleTrunk",
     "SubspaceClassifier",
     "SubspaceEncoder",
     "SubspaceHeads",
     "SubspaceOutput",
     "Subspaces",
+    "load_classifier",
     "load_weights",
 ]

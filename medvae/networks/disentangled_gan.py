@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from medvae.networks.stylegan import StyleDiscriminator, StyleGenerator
+from medvae.networks.style_discriminator import StyleDiscriminator
+from medvae.networks.stylegan import StyleGenerator
 
 __all__ = ["DisentangledGAN"]
 

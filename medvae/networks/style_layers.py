@@ -23,12 +23,13 @@ __all__ = [
     "ModulatedConv",
     "Noise",
     "batch_deviation",
+    "grids_of",
     "leaky_relu",
     "resample",
 ]
 
 _LIMIT = 256.0  # beyond, half precision is about to overflow
-_EPS = 1e-8
+EPS = 1e-8
 
 
 def leaky_relu(x: Tensor, gain: float = 1.0) -> Tensor:
@@ -136,7 +137,7 @@ class EqualConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, O, *S) for `x` of shape (B, I, *S)."""
-        return _convolve(x, self.weight * self.gain, self.bias)
+        return convolve(x, self.weight * self.gain, self.bias)
 
 
 class ModulatedConv(nn.Module):
@@ -173,16 +174,18 @@ class ModulatedConv(nn.Module):
         self.demodulate, self.scales_input = demodulate, scales_input
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """Return (B, O, *S) for `x` of shape (B, I, *S) and styles (B, I)."""
+        """Return (B, O, *S) for `x` of shape (B, I, *S) and styles (B, I), or (1, I) for all."""
         scale = self._demodulation(style)
         if not self.demodulate:
             style = style * self.weight.shape[1] ** -0.5
         if self._scales_input(x):
-            y = _convolve(x * _to_grid(style, x), self.weight)
-            return y * _to_grid(scale, y) if self.demodulate else y
+            y = convolve(x * to_grid(style, x), self.weight)
+            return y * to_grid(scale, y) if self.demodulate else y
         weight = style[:, None] * scale[..., None]
         weight = (self.weight * weight[(...,) + (None,) * (x.ndim - 2)]).to(x.dtype)
-        y = _convolve(x.flatten(0, 1)[None], weight.flatten(0, 1), groups=len(x))
+        if len(style) < len(x):
+            return convolve(x, weight[0])
+        y = convolve(x.flatten(0, 1)[None], weight.flatten(0, 1), groups=len(x))
         return y.unflatten(1, (len(x), -1))[0]
 
     def _demodulation(self, style: Tensor) -> Tensor:
@@ -192,7 +195,7 @@ class ModulatedConv(nn.Module):
         energy = self.weight.square().flatten(2).sum(2)
         with torch.autocast(style.device.type, enabled=False):
             squares = style.to(energy.dtype).square()
-            return torch.rsqrt(squares @ energy.T + _EPS)
+            return torch.rsqrt(squares @ energy.T + EPS)
 
     def _scales_input(self, x: Tensor) -> bool:
         if self.scales_input is not None:
@@ -242,16 +245,34 @@ def batch_deviation(x: Tensor, group: int | None = 4) -> Tensor:
     sizes = [] if group is None else [n for n in range(min(group, count), 1, -1) if count % n == 0]
     size = sizes[0] if sizes else count
     groups = x.float().unflatten(0, (size, -1))  # neighbours are in different groups
-    deviation = (groups.var(0, correction=0) + _EPS).sqrt()
+    deviation = (groups.var(0, correction=0) + EPS).sqrt()
     return deviation.flatten(1).mean(1)[:, None].repeat(size, 1).to(x.dtype)
 
 
-def _to_grid(values: Tensor, x: Tensor) -> Tensor:
+def grids_of(spatial_dims: int, image_size: Sequence[int] | int, count: int) -> list[torch.Size]:
+    """Return the sizes of all grids, from the coarsest to the image's."""
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"spatial_dims must be 2 or 3, found {spatial_dims}")
+    size = [image_size] * spatial_dims if isinstance(image_size, int) else list(image_size)
+    if len(size) != spatial_dims:
+        raise ValueError(f"image_size must have {spatial_dims} entries, found {size}")
+    if count < 1:
+        raise ValueError("channels must have at least one entry, found none")
+    factor = 2 ** (count - 1)
+    if any(n < factor or n % factor for n in size):
+        raise ValueError(
+            f"image_size {size} is not divisible by {factor}, as {count} entries of channels "
+            "demand, which double the grid from one to the next"
+        )
+    return [torch.Size(n // 2**k for n in size) for k in reversed(range(count))]
+
+
+def to_grid(values: Tensor, x: Tensor) -> Tensor:
     """Give numbers per sample and channel (B, C) the axes and the type of `x`."""
     return values.to(x.dtype)[(...,) + (None,) * (x.ndim - 2)]
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1) -> Tensor:
     """Convolve (B, I, *S) with zeros around it, so that the grid stays."""
     convolution = F.conv2d if x.ndim == 4 else F.conv3d
     return convolution(x, weight, bias, padding=weight.shape[-1] // 2, groups=groups)

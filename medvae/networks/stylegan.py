@@ -1,53 +1,33 @@
-"""A style-based generator of named subspaces, and a discriminator that encodes.
+"""A style-based generator of named subspaces.
 
-The disentangled GAN of Müller et al. 2025 on StyleGAN2 (Karras et al. 2020), for images and
-volumes. The encoder is a part of the discriminator: one trunk with a score, codes and heads.
+The generator of the disentangled GAN of Müller et al. 2025 on StyleGAN2 (Karras et al. 2020), for
+images and volumes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from medvae.networks.style_layers import (
-    EqualConv,
     EqualLinear,
     ModulatedConv,
     Noise,
-    batch_deviation,
+    grids_of,
     leaky_relu,
     resample,
 )
-from medvae.networks.subspaces import SubspaceHeads, Subspaces
+from medvae.networks.style_sweep import StyleSweep
+from medvae.networks.subspaces import Subspaces
 
 __all__ = [
-    "DiscriminatorOutput",
     "MappingNetworks",
-    "StyleDiscriminator",
     "StyleGenerator",
 ]
-
-_RESIDUAL = 0.5**0.5  # of both branches, whose sum then keeps the scale
-
-
-class DiscriminatorOutput(NamedTuple):
-    """What a `StyleDiscriminator` computes from a batch of images.
-
-    Attributes:
-        score: logit of being real, shape (B, 1).
-        features: from which the others are read, shape (B, F).
-        codes: the estimated w, shape (B, D).
-        logits: of all heads side by side, shape (B, O).
-    """
-
-    score: Tensor
-    features: Tensor
-    codes: Tensor
-    logits: Tensor
 
 
 class MappingNetworks(nn.Module):
@@ -94,17 +74,24 @@ class StyleGenerator(nn.Module):
         separate: a mapping network for every subspace; else one for all, without disentanglement.
         faithful: as published (Müller et al. 2025): resampling that shifts, and two further copies
             of w that no layer reads.
+        joined: further entries of w that are given as they are, after the mapped ones, such as the
+            probabilities of classes; z has none of them.
 
     Attributes:
-        subspaces: `Subspaces` of z and w.
+        subspaces: `Subspaces` of z and of the mapped part of w.
+        latent_dim: D, of w with what is joined.
+        style_sizes: style coordinates of every convolution, its input channels, in order.
+        colour_sizes: of every layer that only colours the image.
         layers: how many copies of w, one for each index of layers, the synthesis takes.
-        mean_code: running mean of w, (D,), towards which `forward` truncates.
+        mean_code: running mean of the mapped part of w, towards which `forward` truncates.
 
     Raises:
         ValueError: for sizes that do not fit each other.
     """
 
     mean_code: Tensor
+    convs: Any  # of their class, which ModuleList forgets
+    outputs: Any
 
     def __init__(
         self,
@@ -116,18 +103,21 @@ class StyleGenerator(nn.Module):
         mapping_layers: int = 8,
         separate: bool = True,
         faithful: bool = False,
+        joined: int = 0,
     ) -> None:
         super().__init__()
         self.subspaces = Subspaces(sizes)
-        dim = self.subspaces.latent_dim
-        grids = _grids(spatial_dims, image_size, len(channels))
+        mapped = self.subspaces.latent_dim
+        self.latent_dim = dim = mapped + joined
+        grids = grids_of(spatial_dims, image_size, len(channels))
         self.layers = 2 * len(channels) + 2 * faithful
         self.aligned = not faithful
-        parts = list(self.subspaces.sizes.values()) if separate else [dim]
+        parts = list(self.subspaces.sizes.values()) if separate else [mapped]
         self.mapping = MappingNetworks(parts, mapping_layers)
-        self.register_buffer("mean_code", torch.zeros(dim))
+        self.register_buffer("mean_code", torch.zeros(mapped))
         self.constant = nn.Parameter(torch.randn(channels[0], *grids[0]))
         widths = [width for width in channels for _ in range(2)]
+        self.style_sizes, self.colour_sizes = tuple(widths[:-1]), tuple(channels)
         sizes_of_layers = [grids[0], *(grid for grid in grids[1:] for _ in range(2))]
         self.convs = nn.ModuleList(
             _StyledConv(spatial_dims, dim, i, o, grid)
@@ -149,109 +139,54 @@ class StyleGenerator(nn.Module):
 
     def synthesis(self, w: Tensor) -> Tensor:
         """Return images (B, C, *S) for w, (B, D), or (B, `layers`, D) for one per layer."""
+        return self.synthesis_from_styles(self.styles(w))
+
+    def styles(self, w: Tensor) -> Tensor:
+        """Return the style coordinates (B, S) of w, see `synthesis` (Wu et al. 2021).
+
+        Those of the convolutions come first, `style_sizes`; those of the layers that only
+        colour the image follow.
+        """
         if w.ndim == 2:
             w = w[:, None].expand(-1, self.layers, -1)
-        if w.shape[1:] != (self.layers, self.subspaces.latent_dim):
+        if w.shape[1:] != (self.layers, self.latent_dim):
             raise ValueError(
-                f"expected codes (B, {self.subspaces.latent_dim}) or "
-                f"(B, {self.layers}, {self.subspaces.latent_dim}), found {tuple(w.shape)}"
+                f"expected codes (B, {self.latent_dim}) or "
+                f"(B, {self.layers}, {self.latent_dim}), found {tuple(w.shape)}"
             )
-        x = self.convs[0](self.constant.expand(len(w), *self.constant.shape), w[:, 0])
-        image = self.outputs[0](x, w[:, 1])
+        parts = [conv.style(w[:, n]) for n, conv in enumerate(self.convs)]
+        parts += [to_image.style(w[:, 2 * n + 1]) for n, to_image in enumerate(self.outputs)]
+        return torch.cat(parts, 1)
+
+    def split_styles(self, styles: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the styles (B, S) of every convolution and of every layer that colours."""
+        parts = list(styles.split([*self.style_sizes, *self.colour_sizes], 1))
+        return parts[: len(self.convs)], parts[len(self.convs) :]
+
+    def synthesis_from_styles(self, styles: Tensor) -> Tensor:
+        """Return images (B, C, *S) for style coordinates (B, S), see `styles`."""
+        style, colour = self.split_styles(styles)
+        x = self.constant.expand(len(styles), *self.constant.shape)
+        x = self.convs[0](x, style[0])
+        image = self.outputs[0](x, colour[0])
         for n, to_image in enumerate(self.outputs[1:]):
-            x = self.convs[2 * n + 1](x, w[:, 2 * n + 1], self._up)
-            x = self.convs[2 * n + 2](x, w[:, 2 * n + 2])
-            image = self._up(image) + to_image(x, w[:, 2 * n + 3])
+            x = self.convs[2 * n + 1](x, style[2 * n + 1], self.up)
+            x = self.convs[2 * n + 2](x, style[2 * n + 2])
+            image = self.up(image) + to_image(x, colour[n + 1])
         return image
+
+    def sweep(self, styles: Tensor) -> StyleSweep:
+        """Return what makes images of styles (S,) with single coordinates changed, fast."""
+        return StyleSweep(self, styles)
 
     @torch.no_grad()
     def update_mean_code(self, w: Tensor, decay: float = 0.995) -> None:
         """Move the running mean of w towards that of a batch (B, D)."""
         self.mean_code.lerp_(w.float().mean(0), 1 - decay)
 
-    def _up(self, x: Tensor) -> Tensor:
+    def up(self, x: Tensor) -> Tensor:
+        """Return `x` on the next finer grid."""
         return resample(x, "up", self.aligned)
-
-
-class StyleDiscriminator(nn.Module):
-    """Residual discriminator of images (B, C, *S) that encodes them, with a head per factor.
-
-    Only the score reads how much the images of a batch differ: codes of an image are its own.
-
-    Args:
-        spatial_dims: 2 or 3.
-        sizes: dimensions of the subspaces of the codes, in order.
-        outputs: logits of every labelled subspace; see `SubspaceHeads`.
-        image_size: S, one number or one for each axis, divisible by 2^(R - 1).
-        channels: of the R grids, from the coarsest to the image; there are channels[0] features.
-        in_channels: C.
-        faithful: as published (Müller et al. 2025): resampling that shifts, and features, hence
-            codes, that depend on which images share the batch.
-
-    Attributes:
-        subspaces: `Subspaces` of the codes.
-        heads: `SubspaceHeads` on the codes.
-
-    Raises:
-        ValueError: for sizes that do not fit each other.
-    """
-
-    def __init__(
-        self,
-        spatial_dims: int,
-        sizes: Mapping[str, int],
-        outputs: Mapping[str, int],
-        image_size: Sequence[int] | int,
-        channels: Sequence[int],
-        in_channels: int = 1,
-        faithful: bool = False,
-    ) -> None:
-        super().__init__()
-        self.subspaces = Subspaces(sizes)
-        base = _grids(spatial_dims, image_size, len(channels))[0]
-        self.faithful = faithful
-        self.from_image = EqualConv(spatial_dims, in_channels, channels[-1], 1)
-        self.blocks = nn.ModuleList(
-            _ResidualDown(spatial_dims, i, o, not faithful) for i, o in pairwise(channels[::-1])
-        )
-        width = channels[0]
-        self.last = EqualConv(spatial_dims, width + faithful, width)
-        self.dense = EqualLinear(width * base.numel(), width)
-        self.score_hidden = None if faithful else EqualLinear(width + 1, width)
-        self.score = EqualLinear(width, 1)
-        self.encoder = EqualLinear(width, self.subspaces.latent_dim)
-        self.heads = SubspaceHeads(self.subspaces, outputs)
-
-    def forward(self, image: Tensor) -> DiscriminatorOutput:
-        """Return score, features, codes and logits of images (B, C, *S)."""
-        x = self._trunk(image)
-        features = self._features(x)
-        codes = self.encoder(features)
-        judged = features
-        if self.score_hidden is not None:
-            judged = torch.cat([features, batch_deviation(x)], 1)
-            judged = leaky_relu(self.score_hidden(judged))
-        return DiscriminatorOutput(self.score(judged), features, codes, self.heads(codes))
-
-    def encode(self, image: Tensor) -> Tensor:
-        """Return codes (B, D) of images (B, C, *S)."""
-        return self.encoder(self.features(image))
-
-    def features(self, image: Tensor) -> Tensor:
-        """Return the features (B, F) of images (B, C, *S)."""
-        return self._features(self._trunk(image))
-
-    def _trunk(self, image: Tensor) -> Tensor:
-        x = leaky_relu(self.from_image(image))
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-    def _features(self, x: Tensor) -> Tensor:
-        if self.faithful:
-            deviation = batch_deviation(x, None)[(...,) + (None,) * (x.ndim - 2)]
-            x = torch.cat([x, deviation.expand(-1, -1, *x.shape[2:])], 1)
-        return leaky_relu(self.dense(leaky_relu(self.last(x)).flatten(1)))
 
 
 class _MappingLayer(EqualLinear):
@@ -278,8 +213,10 @@ class _StyledConv(nn.Module):
         self.noise = Noise(size)
         self.bias = nn.Parameter(torch.zeros(out_channels, *[1] * spatial_dims))
 
-    def forward(self, x: Tensor, w: Tensor, up: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        x = self.conv(x, self.style(w))
+    def forward(
+        self, x: Tensor, style: Tensor, up: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        x = self.conv(x, style)
         x = x if up is None else up(x)  # after: the convolution is on the coarser grid
         return leaky_relu(self.noise(x) + self.bias)
 
@@ -295,41 +232,5 @@ class _ToImage(nn.Module):
         self.conv = ModulatedConv(spatial_dims, in_channels, out_channels, 1, demodulate=False)
         self.bias = nn.Parameter(torch.zeros(out_channels, *[1] * spatial_dims))
 
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        return self.conv(x, self.style(w)) + self.bias
-
-
-class _ResidualDown(nn.Module):
-    """Two convolutions, with the grid halved between them, and a shortcut."""
-
-    def __init__(
-        self, spatial_dims: int, in_channels: int, out_channels: int, aligned: bool
-    ) -> None:
-        super().__init__()
-        self.first = EqualConv(spatial_dims, in_channels, in_channels)
-        self.second = EqualConv(spatial_dims, in_channels, out_channels)
-        self.shortcut = EqualConv(spatial_dims, in_channels, out_channels, 1, bias=False)
-        self.aligned = aligned
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = resample(leaky_relu(self.first(x)), "down", self.aligned)
-        y = leaky_relu(self.second(y), _RESIDUAL)
-        return y + self.shortcut(resample(x, "down", self.aligned)) * _RESIDUAL
-
-
-def _grids(spatial_dims: int, image_size: Sequence[int] | int, count: int) -> list[torch.Size]:
-    """Return the sizes of all grids, from the coarsest to the image's."""
-    if spatial_dims not in (2, 3):
-        raise ValueError(f"spatial_dims must be 2 or 3, found {spatial_dims}")
-    size = [image_size] * spatial_dims if isinstance(image_size, int) else list(image_size)
-    if len(size) != spatial_dims:
-        raise ValueError(f"image_size must have {spatial_dims} entries, found {size}")
-    if count < 1:
-        raise ValueError("channels must have at least one entry, found none")
-    factor = 2 ** (count - 1)
-    if any(n < factor or n % factor for n in size):
-        raise ValueError(
-            f"image_size {size} is not divisible by {factor}, as {count} entries of channels "
-            "demand, which double the grid from one to the next"
-        )
-    return [torch.Size(n // 2**k for n in size) for k in reversed(range(count))]
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        return self.conv(x, style) + self.bias

@@ -8,7 +8,17 @@ from medvae.report.leakage_plots import plot_embeddings, plot_leakage
 from medvae.report.manipulation import ManipulationEvaluation
 from medvae.report.map_montage import MapMontaged, plot_maps
 from medvae.report.overlap import announce_overlap, load_propensity, network_propensity
-from medvae.report.page import Page, Run, Section, write_comparison, write_page, write_report
+from medvae.report.page import (
+    Page,
+    Run,
+    Section,
+    write_comparison,
+    write_page,
+    write_panel,
+    write_report,
+)
+from medvae.report.panel_answers import merge_answers
+from medvae.report.panel_pdf import write_panel_pdf
 from medvae.report.plots import (
     plot_codes,
     plot_curves,
@@ -17,6 +27,8 @@ from medvae.report.plots import (
 )
 from medvae.report.quality import quality_report
 from medvae.report.samples import write_samples
+from medvae.report.stylex import ClassifierEvaluation, StylexEvaluation
+from medvae.report.stylex_search import StylexSearch
 from medvae.report.subspaces import SubspaceEvaluation, leakage_table
 from medvae.report.swaps import GanEvaluation, SwapsMontaged
 from medvae.report.sweeps import manipulation_table, plot_sweeps
@@ -24,26 +36,30 @@ from medvae.report.tables import metrics_table
 from medvae.report.traversals import TraversalMontaged, plot_traversals, write_gif
 
 __all__ = [
+    "ClassifierEvaluation",
     "EffectEvaluation",
     "Evaluation",
-    "GanEvaluation",
     "Examples",
+    "GanEvaluation",
     "ManipulationEvaluation",
     "MapMontaged",
     "Page",
     "Predictions",
-    "SubspaceEvaluation",
-    "SwapsMontaged",
     "Run",
     "Section",
+    "StylexEvaluation",
+    "StylexSearch",
+    "SubspaceEvaluation",
+    "SwapsMontaged",
     "TraversalMontaged",
     "announce_overlap",
     "effects_table",
     "leakage_table",
     "load_propensity",
-    "network_propensity",
     "manipulation_table",
+    "merge_answers",
     "metrics_table",
+    "network_propensity",
     "plot_codes",
     "plot_curves",
     "plot_embeddings",
@@ -58,6 +74,8 @@ __all__ = [
     "write_comparison",
     "write_gif",
     "write_page",
+    "write_panel",
+    "write_panel_pdf",
     "write_report",
     "write_samples",
 ]

@@ -14,6 +14,7 @@ from medvae.report.page.blocks import (
     Viewer,
 )
 from medvae.report.page.compare import compare_page, write_comparison
+from medvae.report.page.panel import panel_page, write_panel
 from medvae.report.page.render import render, write_page
 from medvae.report.page.run import Run
 from medvae.report.page.sections import SECTIONS, report_page, write_report
@@ -33,9 +34,11 @@ __all__ = [
     "Table",
     "Viewer",
     "compare_page",
+    "panel_page",
     "render",
     "report_page",
     "write_comparison",
     "write_page",
+    "write_panel",
     "write_report",
 ]

@@ -11,10 +11,13 @@ from matplotlib import colormaps
 
 __all__ = [
     "Absent",
+    "Answers",
+    "Comparison",
     "Facts",
     "Finding",
     "Findings",
     "Heat",
+    "Judgement",
     "Note",
     "Page",
     "Picture",
@@ -156,7 +159,61 @@ class Viewer:
     data: Mapping[str, Any]
 
 
-Block = Note | Facts | Findings | Table | Picture | Absent | Heat | Viewer
+@dataclass(frozen=True)
+class Comparison:
+    """Pairs of images before and after an edit, to slide between.
+
+    Attributes:
+        data: what the page's script reads, see :mod:`medvae.report.page.panel`.
+    """
+
+    kind: ClassVar[str] = "comparison"
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The questions that an expert answers on one attribute; nothing is filled in.
+
+    Attributes:
+        number: of the attribute, from 1.
+        choices: words of the judgements by their keys.
+        prompts: for free text.
+    """
+
+    kind: ClassVar[str] = "judgement"
+    number: int
+    choices: Mapping[str, str]
+    prompts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Who judges, and the buttons that save and load answers.
+
+    Attributes:
+        report: identity of the report.
+        attributes: number, coordinate and direction of each.
+    """
+
+    kind: ClassVar[str] = "answers"
+    report: str
+    attributes: Sequence[Mapping[str, Any]]
+
+
+Block = (
+    Note
+    | Facts
+    | Findings
+    | Table
+    | Picture
+    | Absent
+    | Heat
+    | Viewer
+    | Comparison
+    | Judgement
+    | Answers
+)
 
 
 @dataclass(frozen=True)

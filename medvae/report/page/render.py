@@ -29,8 +29,10 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"inlined": _inlined, "base64": _base64}
-    viewed = any(block.kind == "viewer" for section in page.sections for block in section.blocks)
+    kinds = {block.kind for section in page.sections for block in section.blocks}
+    viewed = "viewer" in kinds
     scripts = ["page.js", *(["viewer.js"] if viewed else [])]
+    scripts += ["panel.js"] if "answers" in kinds else []
     return environment.get_template("page.html.jinja").render(
         page=page,
         style=Markup((ASSETS / "page.css").read_text(encoding="utf-8")),

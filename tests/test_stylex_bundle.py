@@ -1,0 +1,210 @@
+"""The StylEx bundle, end to end on a tiny phantom cohort, in 2D and 3D, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import test_bundles
+from test_report import browser, severe, waited
+
+from medvae.data import phantoms
+from medvae.report import merge_answers
+
+__all__ = ["browser"]  # a fixture
+
+CONFIGS = Path(__file__).parents[1] / "bundles" / "stylex" / "configs"
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+
+
+def training(root: Path, spatial_dims: int, **overrides: Any) -> dict[str, Any]:
+    """Overrides that make a run of seconds, of a classifier that reads how large the cavity is."""
+    column, median = {2: ("lv_area_mm2", 600), 3: ("lv_volume_ml", 20)}[spatial_dims]
+    return {
+        "factors": {
+            "size": {"column": column, "kind": "ordinal", "bins": [median]},
+            "scanner": {},
+        },
+        "bundle_root": str(root),
+        "subjects": str(root / "data" / "subjects.csv"),
+        "spatial_dims": spatial_dims,
+        "spacing_mm": 6.0,
+        "image_size": [16] * spatial_dims,
+        "channels": [8, 6],
+        "latent_dim": 4,
+        "mapping_layers": 2,
+        "batch_size": 8,
+        "max_epochs": 2,
+        "fractions": [0.5, 0.2, 0.3],
+        "classifier_channels": [4, 4, 8, 8],
+        "classifier_steps": 100,
+        "judge_steps": 5,
+        "n_permutations": 10,
+        "n_resamples": 10,
+        "search_images": 6,
+        "found": 3,
+        "shown_change": -1.0,
+        **overrides,
+    }
+
+
+def run(names: list[str], overrides: dict[str, Any]) -> Any:
+    return test_bundles.run([CONFIGS / name for name in names], overrides)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def trained(request: Any, tmp_path_factory: Any) -> tuple[Path, int]:
+    root = tmp_path_factory.mktemp(f"stylex{request.param}d")
+    phantoms(root / "data", 40, spatial_dims=request.param)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "parsing config_file", UserWarning)
+        run(["train.yaml"], training(root, request.param))
+    return root, request.param
+
+
+def read(root: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((root / "eval" / name).read_text())
+    return found
+
+
+def test_training_leaves_model_search_and_numbers(trained):
+    root, _ = trained
+    assert (root / "models" / "model.pt").exists()
+    assert not (root / "models" / "checkpoint.pt").exists()
+    classifier = read(root, "classifier.json")
+    assert list(classifier["heads"]) == ["size", "scanner"]
+    assert classifier["heads"]["size"]["auc"].keys() >= {"value", "low", "chance_high"}
+    assert "size" in classifier["heads"]["size"]["verdict"]
+    quality = read(root, "stylex.json")
+    for head in quality["heads"].values():
+        assert head["agreement"].keys() >= {"value", "low", "high", "chance"}
+        assert "auc_difference" in head["on_reconstructions"]
+    assert len(list((root / "eval" / "search").glob("image*.npy"))) == 6
+    history = pd.read_csv(root / "eval" / "history.csv")
+    assert {"d_adversarial", "g_consistency", "g_voxels", "g_perceptual"} <= set(history)
+
+
+def test_attributes_are_unique_sorted_and_complete(trained):
+    root, _ = trained
+    found = read(root, "attributes.json")
+    entries = found["attributes"]
+    assert 0 < len(entries) <= 3
+    assert len({(e["direction"], e["coordinate"]) for e in entries}) == len(entries)
+    scores = [entry["score"] for entry in entries]
+    assert scores == sorted(scores, reverse=True)
+    for entry in entries:
+        assert entry["heads"].keys() == {"size", "scanner"}
+        assert entry["min"] < entry["max"]
+        assert entry["n_images"] > 0
+        assert entry["shift"] == 1
+        assert entry["associations"].keys() == entry["moves"].keys() == set(found["judge"])
+        assert entry["group"] >= 1
+        pairs = entry["pairs"]
+        assert pairs["qualifying"] >= 3
+        assert len(pairs["files"]) >= 2
+        for name in pairs["files"]:
+            assert (root / "eval" / "pairs" / name).exists()
+    flips = read(root, "flips.json")
+    assert flips["top"]["1"]["flip_rate"].keys() >= {"value", "low", "high"}
+    assert "random" in flips["top"]["1"]
+    assert 0 <= flips["coverage"] <= 1
+    assert flips["per_image"]["images"] == 6
+    assert (root / "eval" / "panel.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("trained", [2], indirect=True)
+def test_searching_again_gives_the_same_without_another_search(trained):
+    root, spatial_dims = trained
+    before = read(root, "attributes.json")
+    stamps = {p: p.stat().st_mtime_ns for p in (root / "eval" / "search").glob("image*.npy")}
+    run(["train.yaml", "attfind.yaml"], training(root, spatial_dims))
+    assert read(root, "attributes.json") == before
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+
+
+def test_pairs_of_volumes_are_on_the_subjects_grid(trained):
+    root, spatial_dims = trained
+    volumes = list((root / "eval" / "pairs").rglob("*_after.nii.gz"))
+    if spatial_dims == 2:
+        assert not volumes
+        return
+    assert volumes
+    table = pd.read_csv(root / "data" / "subjects.csv").set_index("id")
+    for path in volumes:
+        image = nib.load(root / "data" / table["image"][path.parent.name])
+        np.testing.assert_allclose(nib.load(path).affine, image.affine, atol=1e-4)
+        assert nib.load(path).shape == image.shape
+
+
+@pytest.fixture
+def opened(trained: tuple[Path, int], browser: Any, tmp_path: Path) -> Any:
+    """The panel's page, freshly opened; what it saves goes to tmp_path."""
+    where = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", where)
+    browser.get("about:blank")
+    browser.get((trained[0] / "eval" / "panel.html").as_uri())
+    browser.get_log("browser")
+    return browser
+
+
+def test_the_panels_page_in_a_browser(opened, trained, tmp_path):
+    js = opened.execute_script
+    titles = js("return [...document.querySelectorAll('[role=tab]')].map(t => t.textContent)")
+    count = len(read(trained[0], "attributes.json")["attributes"])
+    assert titles == ["Summary", *(f"Attribute {n + 1}" for n in range(count)), "Your answers"]
+    opened.find_element("id", "tab-attribute1").click()
+    pixels = (
+        "const c = document.querySelector('#attribute1 canvas.' + arguments[0]);"
+        "return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    )
+    before, after = js(pixels, "before"), js(pixels, "after")
+    assert js(pixels, "between") == before != after
+    slide = (
+        "const r = document.querySelector('#attribute1 [name=' + arguments[0] + ']');"
+        "r.value = arguments[1]; r.dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    js(slide, "mix", "100")
+    assert js(pixels, "between") == after
+    slices = opened.find_element("css selector", "#attribute1 .slices")
+    assert slices.is_displayed() == (trained[1] == 3)
+    if trained[1] == 3:
+        js(slide, "slice", "0")
+        assert js(pixels, "before") != before
+    flicker = opened.find_element("css selector", "#attribute1 [name=flicker]")
+    flicker.click()
+    mix = "return document.querySelector('#attribute1 [name=mix]').value"
+    assert waited(lambda: js(mix) == "0", 5)
+    flicker.click()
+    checked = js("return document.querySelectorAll('.judgement input:checked').length")
+    assert checked == 0  # nothing is filled in by the software
+    choose = "#attribute1 input[value=confounder]"
+    opened.find_element("css selector", choose).click()
+    opened.find_element("css selector", "#attribute1 [name=hypothesis]").send_keys("brighter")
+    opened.find_element("id", "tab-answers").click()
+    save = opened.find_element("css selector", ".answers [name=save]")
+    save.click()
+    state = opened.find_element("css selector", ".answers .state")
+    assert "name or initials" in state.text
+    opened.find_element("css selector", ".answers [name=expert]").send_keys("A B")
+    assert f"1 of {count}" in state.text
+    save.click()
+    path = tmp_path / "answers_A_B.json"
+    assert waited(path.exists, 10)
+    saved = json.loads(path.read_text())
+    assert saved["answers"][0]["judgement"] == "confounder"
+    assert saved["answers"][0]["hypothesis"] == "brighter"
+    assert saved["answers"][0]["confidence"] is None
+    merged = merge_answers([path], tmp_path / "merged")
+    assert merged["attributes"]["1"]["confounder"] == 1
+    opened.refresh()
+    opened.find_element("css selector", ".answers [name=load]").send_keys(str(path))
+    loaded = f"return document.querySelector('{choose}').checked"
+    assert waited(lambda: js(loaded), 5)
+    # the second is of this test, which reads the pixels
+    assert [m for m in severe(opened) if "getImageData" not in m] == []
