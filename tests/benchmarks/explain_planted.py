@@ -52,7 +52,6 @@ def settings(rule: str, dims: int, seed: int, epochs: int, root: Path) -> dict[s
         "confounders": ["scanner"],
         "latent_dim": 64,
         "path_interval": 8,
-        "inputs": "encoder",
         "voxel_weight": 10.0,
         "half_life": 2000,
         "classifier_steps": 800,
