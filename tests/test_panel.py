@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from medvae.data import CohortError
@@ -19,6 +21,7 @@ from medvae.metrics import (
 from medvae.report import merge_answers
 from medvae.report.__main__ import main
 from medvae.report.stylex_flags import flag_confounders
+from medvae.report.stylex_judge import covariate_classes
 
 FLEISS = [  # 14 raters, 10 items, 5 categories (Fleiss 1971)
     [0, 0, 0, 0, 14],
@@ -185,3 +188,23 @@ def test_a_confounder_is_flagged_with_its_evidence_and_the_task_is_not():
     report["judge"]["site"] = 0.6  # a judge that cannot read it
     flag_confounders(report, ["site"])
     assert report["attributes"][0]["confounder_candidates"] == []
+
+
+def test_the_judge_knows_the_rows_that_made_confounding_leaves_out():
+    pool = pd.DataFrame(
+        {
+            "id": list("abcdefgh"),
+            "split": ["train"] * 6 + ["test"] * 2,
+            "site": ["x", "y", "x", "y", None, "x", "y", "x"],
+            "age": [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, np.nan, 70.0],
+            "constant": [1.0] * 8,
+        }
+    )
+    factors = SimpleNamespace(
+        pool=SimpleNamespace(subjects=pool), cohort=SimpleNamespace(subjects=pool[::2])
+    )
+    run = SimpleNamespace(factors=factors, covariates=("site", "age", "constant"))
+    labels = covariate_classes(run)
+    assert list(labels) == ["site", "age"]
+    np.testing.assert_array_equal(labels["site"].to_numpy(), [0, 1, 0, 1, np.nan, 0, 1, 0])
+    np.testing.assert_array_equal(labels["age"].to_numpy(), [0, 1, 2, 3, 4, 4, np.nan, 4])

@@ -18,7 +18,7 @@ from medvae.report.stylex_images import Encoded, encode_images, in_batches
 if TYPE_CHECKING:
     from medvae.report.stylex_search import StylexSearch
 
-__all__ = ["Judge"]
+__all__ = ["Judge", "covariate_classes"]
 
 Array = npt.NDArray[np.float64]
 BINS = 5  # classes that numbers become for the judge
@@ -42,7 +42,7 @@ class Judge:
         self.run, self.tested = run, tested
         self.network: Any = None
         self.quality: dict[str, float | None] = {}
-        labels = _classes(run)
+        labels = covariate_classes(run)
         if labels:
             train = encode_images(
                 run.network, run.classifier, run.train, run.prepare_batch, run.device
@@ -73,7 +73,7 @@ class Judge:
     @property
     def ordered(self) -> dict[str, bool]:
         """Whether the classes of a covariate have an order."""
-        table = self.run.factors.cohort.subjects
+        table = self.run.factors.pool.subjects
         return {
             name: pd.api.types.is_numeric_dtype(table[name]) or table[name].nunique() == 2
             for name in self.network.classes
@@ -104,9 +104,9 @@ class Judge:
         return {name: part.numpy() for name, part in zip(names, parts, strict=True)}
 
 
-def _classes(run: StylexSearch) -> dict[str, pd.Series]:
+def covariate_classes(run: StylexSearch) -> dict[str, pd.Series]:
     """Return class numbers of all covariates by id, NaN where missing."""
-    table = run.factors.cohort.subjects
+    table = run.factors.pool.subjects
     table = table.set_index(table["id"].astype(str))
     train = table[table["split"] == "train"]
     found = {}
