@@ -117,10 +117,10 @@ def test_arms_that_do_not_exist_are_refused():
         counterfactual([], image, x, treatment, 1)
 
 
-TRUTH = {2: (16, 1000, 0.05), 3: (8, 800, 0.06)}  # size, subjects, error of a counterfactual
+TRUTH = {2: (16, 1000, 0.05), 3: (8, 700, 0.06)}  # size, subjects, error of a counterfactual
 
 
-def trained(truth, spatial_dims, size, beta=10.0, steps=300):
+def trained(truth, spatial_dims, size, beta=10.0, steps=200):
     torch.manual_seed(0)
     network = IntactVAE(
         spatial_dims,
@@ -176,11 +176,11 @@ def test_the_rule_finds_a_beta_that_works():
         return IntactVAE(2, 1, 16, 3, latent_dim=4, channels=(8, 8), strides=(2, 2))
 
     parts = truth.data.rows(rows[:500]), truth.data.rows(rows[500:])
-    choice = choose_beta(make, *parts, grid=(1.0, 4.0, 64.0), steps=160, learning_rate=5e-3)
+    choice = choose_beta(make, *parts, grid=(1.0, 4.0, 64.0), steps=120, learning_rate=5e-3)
     assert choice.balanced
     assert choice.beta == 4.0  # of [4, 20]
     errors = [score.reconstruction for score in choice.scores]
-    assert max(errors[:2]) < 0.1  # reconstruction does not tell 1 from 4
+    assert errors[1] == pytest.approx(errors[0], rel=0.1)  # reconstruction does not tell
 
 
 def _score(beta, likelihood, predictability):

@@ -90,7 +90,7 @@ def test_the_prior_is_the_same_whatever_the_treatment_and_the_outcome():
 
 
 def test_the_public_code_leaves_the_prior_and_the_noise_untrained():
-    network = small()
+    network = small(learned_prior=False)
     given = batch(network)
     PublicCodeLoss()(network(*given), given[0])["loss"].backward()
     idle = {name for name, p in network.named_parameters() if p.grad is None}
@@ -221,6 +221,7 @@ def test_the_likelihood_bound_rises_with_the_draws_to_the_exact_one():
     torch.testing.assert_close(log_likelihood(network, data, 4), exact)
     with torch.no_grad():
         network.prior_net.output.bias[0] = 1.0  # prior N(1, 1), posterior N(0, 1)
+        network.posterior_net.output.bias[0] = -1.0
     few, many = (log_likelihood(network, data, draws).mean() for draws in (1, 500))
     assert few < many - 0.3
     torch.testing.assert_close(many, exact.mean(), atol=0.1, rtol=0)

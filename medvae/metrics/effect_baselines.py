@@ -120,13 +120,18 @@ def combat(
     shift = model.coef_[:, -1]
     kept = model.intercept_ + shift * t.mean() + x @ model.coef_[:, :-1].T
     sd = (flat - model.predict(design)).std(axis=0)
-    sd = np.where(sd > 0, sd, 1.0)
-    rest = (flat - kept) / sd
+    varies = sd > 1e-6 * max(float(sd.max()), 1e-12)  # others, such as air, tell nothing of arms
+    if not varies.any():
+        return y.copy(), y.copy()
+    sd = sd[varies]
+    rest = (flat[:, varies] - kept[:, varies]) / sd
     moments = [_shrunk(rest[t == arm]) for arm in (0, 1)]
     own = [np.stack([moments[arm][part] for arm in t]) for part in (0, 1)]
     plain = (rest - own[0]) / own[1]
-    found = [(plain * scale + location) * sd + kept for location, scale in moments]
-    exact = [np.where(t[:, None] == arm, flat, found[arm]) for arm in (0, 1)]
+    exact = [flat.copy(), flat.copy()]
+    for arm, (location, scale) in enumerate(moments):
+        moved = (plain * scale + location) * sd + kept[:, varies]
+        exact[arm][:, varies] = np.where(t[:, None] == arm, flat[:, varies], moved)
     return exact[0].reshape(y.shape), exact[1].reshape(y.shape)
 
 

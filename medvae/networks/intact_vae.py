@@ -52,8 +52,12 @@ class IntactVAE(nn.Module):
         q(z|x,y,t) = N(r(x,y,t), s(x,y,t))
 
     The prior sees no treatment, so that a code means the same in both arms; x reaches the decoder
-    through z alone. Train it with `medvae.losses.IntactVAELoss`. A counterfactual encodes with the
-    treatment that was given and decodes with another: `medvae.explain.counterfactual`.
+    through z alone. The encoder's network gives r and log s relative to h and log k, so that the
+    likelihood teaches the prior, too (Vahdat and Kautz 2020): without, a large beta holds the
+    posterior to a prior that knows nothing yet, and some trainings never leave it.
+
+    Train it with `medvae.losses.IntactVAELoss`. A counterfactual encodes with the treatment that
+    was given and decodes with another: `medvae.explain.counterfactual`.
 
     The outcome is an image, or numbers where `outcome_dim` is set; an image may then join the
     covariates. Convolutions see the image alone; covariates and treatment join their flattened
@@ -178,7 +182,8 @@ class IntactVAE(nn.Module):
         Raises:
             ValueError: for a treatment that is no arm's number.
         """
-        return self._posterior(outcome, treatment, self._known(covariates, image))
+        known = self._known(covariates, image)
+        return self._posterior(outcome, treatment, known, self._prior(known))
 
     def decode(self, z: Tensor, treatment: Tensor) -> Tensor:
         """Return the mean outcome for codes (B, D) under a treatment.
@@ -202,10 +207,11 @@ class IntactVAE(nn.Module):
     ) -> IntactVAEOutput:
         """Encode, sample (in training) and decode in the factual arm; arguments as in `encode`."""
         known = self._known(covariates, image)
-        mean, log_var = self._posterior(outcome, treatment, known)
+        prior = self._prior(known)
+        mean, log_var = self._posterior(outcome, treatment, known, prior)
         z = self.sample(mean, log_var) if self.training else mean
         decoded = self.decode(z, treatment)
-        return IntactVAEOutput(decoded, mean, log_var, z, *self._prior(known), self.noise_log_var)
+        return IntactVAEOutput(decoded, mean, log_var, z, *prior, self.noise_log_var)
 
     def forward(
         self,
@@ -245,10 +251,11 @@ class IntactVAE(nn.Module):
         if not self.learned_prior:
             zeros = known.new_zeros(len(known), self.latent_dim)
             return zeros, zeros
-        return _bounded(self.prior_net(known))
+        mean, log_var = self.prior_net(known).chunk(2, 1)
+        return mean, _bounded(log_var)
 
     def _posterior(
-        self, outcome: Tensor, treatment: Tensor, known: Tensor
+        self, outcome: Tensor, treatment: Tensor, known: Tensor, prior: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
         if treatment.is_floating_point():
             raise ValueError(
@@ -256,7 +263,8 @@ class IntactVAE(nn.Module):
             )
         features = self.encoder(outcome) if self.outcome_dim is None else outcome
         arms = self._arms(treatment).to(features.dtype)
-        return _bounded(self.posterior_net(torch.cat([features, known, arms], 1)))
+        mean, log_var = self.posterior_net(torch.cat([features, known, arms], 1)).chunk(2, 1)
+        return prior[0] + mean, _bounded(prior[1] + log_var)
 
     def _arms(self, treatment: Tensor) -> Tensor:
         """Return the share of every arm, (B, T)."""
@@ -296,10 +304,9 @@ class IntactVAEReconstruction(IntactVAE):
         return self.decode(self.encode(outcome, treatment, covariates, image)[0], treatment)
 
 
-def _bounded(found: Tensor) -> tuple[Tensor, Tensor]:
-    """Split into mean and log variance, which stays where its exponential is a finite number."""
-    mean, log_var = found.chunk(2, 1)
-    return mean, log_var.clamp(-LOG_VAR, LOG_VAR)
+def _bounded(log_var: Tensor) -> Tensor:
+    """Keep a log variance where its exponential is a finite number."""
+    return log_var.clamp(-LOG_VAR, LOG_VAR)
 
 
 def _decoder(

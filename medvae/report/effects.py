@@ -271,6 +271,7 @@ class EffectEvaluation:
         exact = sign * region_means(wanted - image, regions[rows])
         report: dict[str, Any] = {"true_ate": float(np.nanmean(exact))}
         factual = decoded(self.network, held_out, own, self.device).numpy()
+        found["image + network's difference"] = image + found["network"] - factual
         for name, images in found.items():
             base = factual if name == "network" else image
             effects = sign * region_means(images - base, regions[rows])
