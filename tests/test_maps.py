@@ -97,7 +97,7 @@ def test_batch_equals_samples_and_leaves_nothing_behind(method, upsample):
     vae.head.requires_grad_(False)
     modes = [m.training for m in vae.modules()]
     flags = [p.requires_grad for p in vae.parameters()]
-    options = {"method": method, "upsample": upsample, "steps": 3, "patch_size": 4}
+    options = {"method": method, "upsample": upsample, "steps": 3, "patch_size": 8}
     maps = attribute_maps(vae, images, ["thickness", 4], **options)
     assert maps.shape == (3, 2, 16, 16, 16)
     assert maps.min() >= 0
