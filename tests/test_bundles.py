@@ -335,12 +335,15 @@ def test_training_properties(root3d, tmp_path):
 
 
 def test_same_seed_same_bits(root3d, tmp_path):
-    histories = []
+    histories, weights = [], []
     for name in ("one", "two"):
         folders = {"ckpt_dir": str(tmp_path / name), "output_dir": str(tmp_path / name)}
-        run([CONFIGS / "train.yaml"], training(root3d, **folders))
+        overrides = training(root3d, **folders) | {"run": ["$@train::trainer.run()"]}
+        run([CONFIGS / "train.yaml"], overrides)
         histories.append((tmp_path / name / "history.csv").read_text())
+        weights.append(torch.load(tmp_path / name / "model.pt", weights_only=True))
     assert histories[0] == histories[1]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
 @pytest.mark.parametrize("mask_labels", [None, {"heart": [2, 3], "lv": 3}])
