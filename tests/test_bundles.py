@@ -85,6 +85,50 @@ def workflow(configs, overrides, workflow_type="train", **kwargs):
     )
 
 
+def check_metadata(configs):
+    """Check metadata against MONAI's schema."""
+    schema = REPOSITORY / "tests" / "schemas" / "bundle_metadata.json"
+    verify_metadata(meta_file=str(Path(configs) / "metadata.json"), filepath=str(schema))
+
+
+def check_definition(configs, overrides):
+    """Check metadata, and the network's shapes against it."""
+    check_metadata(configs)
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(Path(configs) / "metadata.json"),
+        config_file=str(Path(configs) / "inference.yaml"),
+        device="cpu",
+        **overrides,
+    )
+
+
+def check_traced_export(configs, overrides, shape, folder):
+    """Check that the traced network gives what the network gives, for an image of a shape."""
+    inference, root = str(Path(configs) / "inference.yaml"), Path(overrides["bundle_root"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        ckpt_export(
+            net_id="network_def",
+            filepath=str(folder / "model.ts"),
+            ckpt_file=str(root / "models" / "model.pt"),
+            meta_file=str(Path(configs) / "metadata.json"),
+            config_file=inference,
+            use_trace=True,
+            input_shape=shape,
+            **overrides,
+        )
+        exported = torch.jit.load(str(folder / "model.ts"))
+    parser = ConfigParser(ConfigParser.load_config_file(inference))
+    parser.update(overrides)
+    network = parser.get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(root / "models" / "model.pt", weights_only=True))
+    image = torch.rand(shape)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(image), network(image), rtol=1e-4, atol=1e-5)
+
+
 def run(configs, overrides, workflow_type="train", **kwargs):
     flow = workflow(configs, overrides, workflow_type, **kwargs)
     flow.initialize()

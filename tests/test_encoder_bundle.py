@@ -11,12 +11,7 @@ import pytest
 import test_bundles
 import torch
 import yaml
-from monai.bundle import (
-    ConfigParser,
-    ckpt_export,
-    verify_metadata,
-    verify_net_in_out,
-)
+from monai.bundle import ConfigParser
 
 from medvae.data import phantoms
 from medvae.networks import SubspaceClassifier
@@ -170,23 +165,13 @@ def test_other_losses_train_by_configuration(trained, tmp_path, dependence):
 
 @pytest.mark.parametrize("trained", [2], indirect=True)
 def test_metadata_and_the_networks_shapes(trained, tmp_path):
-    verify_metadata(
-        meta_file=str(CONFIGS / "metadata.json"),
-        filepath=str(REPOSITORY / "tests" / "schemas" / "bundle_metadata.json"),
-    )
     root, spatial_dims = trained
     overrides = {
         "bundle_root": str(root),
         "subjects": str(root / "data" / "subjects.csv"),
         "channels": [4, 4, 8, 8],
     }
-    verify_net_in_out(
-        net_id="network_def",
-        meta_file=str(CONFIGS / "metadata.json"),
-        config_file=str(CONFIGS / "inference.yaml"),
-        device="cpu",
-        **overrides,
-    )
+    test_bundles.check_definition(CONFIGS, overrides)
 
 
 @pytest.mark.parametrize("trained", [2], indirect=True)
@@ -229,26 +214,4 @@ def test_the_page_says_what_leaks(trained):
 def test_the_traced_export_gives_the_same_logits(trained, tmp_path):
     root, spatial_dims = trained
     shape = [1, 1, *[16] * spatial_dims]
-    overrides = {k: v for k, v in tiny(root, spatial_dims).items() if k != "bundle_root"}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        ckpt_export(
-            net_id="network_def",
-            filepath=str(tmp_path / "model.ts"),
-            ckpt_file=str(root / "models" / "model.pt"),
-            meta_file=str(CONFIGS / "metadata.json"),
-            config_file=str(CONFIGS / "inference.yaml"),
-            use_trace=True,
-            input_shape=shape,
-            bundle_root=str(root),
-            **overrides,
-        )
-        exported = torch.jit.load(str(tmp_path / "model.ts"))
-    parser = ConfigParser(yaml.safe_load((CONFIGS / "inference.yaml").read_text()))
-    parser.update(tiny(root, spatial_dims))
-    network = parser.get_parsed_content("network_def").eval()
-    network.load_state_dict(torch.load(root / "models" / "model.pt", weights_only=True))
-    image = torch.rand(shape)
-    with torch.no_grad():
-        torch.testing.assert_close(exported(image), network(image), rtol=1e-4, atol=1e-5)
+    test_bundles.check_traced_export(CONFIGS, tiny(root, spatial_dims), shape, tmp_path)

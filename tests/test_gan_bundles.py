@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import test_bundles
 import torch
-from monai.bundle import ConfigParser, ckpt_export, verify_metadata, verify_net_in_out
 
 from medvae.data import phantoms
 
@@ -180,42 +179,14 @@ def test_the_bundles_differ_in_a_few_values():
 def test_metadata_and_the_networks_shapes(trained):
     root, spatial_dims = trained
     meta_file = configs(spatial_dims) / "metadata.json"
-    schema = BUNDLES.parent / "tests" / "schemas" / "bundle_metadata.json"
-    verify_metadata(meta_file=str(meta_file), filepath=str(schema))
-    size = json.loads(meta_file.read_text())["network_data_format"]["inputs"]["image"]
-    overrides = tiny(root, spatial_dims, image_size=size["spatial_shape"])
-    verify_net_in_out(
-        net_id="network_def",
-        meta_file=str(meta_file),
-        config_file=str(configs(spatial_dims) / "inference.yaml"),
-        device="cpu",
-        **overrides,
-    )
+    image = json.loads(meta_file.read_text())["network_data_format"]["inputs"]["image"]
+    overrides = tiny(root, spatial_dims, image_size=image["spatial_shape"])
+    test_bundles.check_definition(configs(spatial_dims), overrides)
 
 
 def test_the_traced_export_reconstructs_the_same(trained, tmp_path):
     root, spatial_dims = trained
     shape = [1, 1, *[16] * spatial_dims]
-    overrides = tiny(root, spatial_dims)
-    inference = str(configs(spatial_dims) / "inference.yaml")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        ckpt_export(
-            net_id="network_def",
-            filepath=str(tmp_path / "model.ts"),
-            ckpt_file=str(root / "models" / "model.pt"),
-            meta_file=str(configs(spatial_dims) / "metadata.json"),
-            config_file=inference,
-            use_trace=True,
-            input_shape=shape,
-            **overrides,
-        )
-        exported = torch.jit.load(str(tmp_path / "model.ts"))
-    parser = ConfigParser(ConfigParser.load_config_file(inference))
-    parser.update(overrides)
-    network = parser.get_parsed_content("network_def").eval()
-    network.load_state_dict(torch.load(root / "models" / "model.pt", weights_only=True))
-    image = torch.rand(shape)
-    with torch.no_grad():
-        torch.testing.assert_close(exported(image), network(image), rtol=1e-4, atol=1e-5)
+    test_bundles.check_traced_export(
+        configs(spatial_dims), tiny(root, spatial_dims), shape, tmp_path
+    )

@@ -12,7 +12,7 @@ import test_bundles
 import test_distributed
 import torch
 import yaml
-from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser
 
 from medvae.data import phantoms
 from medvae.networks import IntactVAEReconstruction
@@ -193,18 +193,8 @@ def test_a_given_beta_is_not_searched_for(trained):
 @pytest.mark.parametrize("trained", [2], indirect=True)
 def test_metadata_and_the_networks_shapes(trained):
     root, _ = trained
-    verify_metadata(
-        meta_file=str(CONFIGS / "metadata.json"),
-        filepath=str(REPOSITORY / "tests" / "schemas" / "bundle_metadata.json"),
-    )
     overrides = tiny(root, 2) | {"image_size": [48, 48]}
-    verify_net_in_out(
-        net_id="network_def",
-        meta_file=str(CONFIGS / "metadata.json"),
-        config_file=str(CONFIGS / "inference.yaml"),
-        device="cpu",
-        **overrides,
-    )
+    test_bundles.check_definition(CONFIGS, overrides)
 
 
 def test_the_bundle_runs_on_two_processes(tmp_path):

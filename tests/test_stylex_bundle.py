@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import test_bundles
+import torch
 from test_report import browser, severe, waited
 
 from medvae.data import phantoms
@@ -20,7 +21,11 @@ from medvae.report import merge_answers
 __all__ = ["browser"]  # a fixture
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "stylex" / "configs"
-pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
+    # verify_metadata, of the schema that it cannot download here
+    pytest.mark.filterwarnings("ignore:No hash value provided:UserWarning"),
+]
 
 
 def training(root: Path, spatial_dims: int, **overrides: Any) -> dict[str, Any]:
@@ -208,3 +213,23 @@ def test_the_panels_page_in_a_browser(opened, trained, tmp_path):
     assert waited(lambda: js(loaded), 5)
     # the second is of this test, which reads the pixels
     assert [m for m in severe(opened) if "getImageData" not in m] == []
+
+
+def test_metadata():
+    test_bundles.check_metadata(CONFIGS)
+
+
+@pytest.mark.parametrize("trained", [2], indirect=True)
+def test_an_interrupted_training_goes_on_to_the_same_bits(trained, tmp_path):
+    root, spatial_dims = trained
+    folders = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
+    settings = training(root, spatial_dims, **folders)
+    stop = ["$setattr(@train::trainer.state, 'max_epochs', 1)", "$@train::trainer.run()"]
+    run(["train.yaml"], settings | {"run": stop})
+    saved = torch.load(tmp_path / "models" / "checkpoint.pt", weights_only=True)
+    assert saved["epoch"] == 1
+    assert {"trained", "optimizer_d", "loss"} <= saved.keys()
+    run(["train.yaml"], settings | {"run": ["$@train::trainer.run()"]})
+    whole = torch.load(root / "models" / "model.pt", weights_only=True)
+    resumed = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())

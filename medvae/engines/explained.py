@@ -42,7 +42,7 @@ def trained_classifier(
     Raises:
         CohortError: the file holds another classifier.
     """
-    target, first = Path(path), None
+    target = Path(path)
     if target.exists():
         first = prepare_batch(next(iter(data)), "cpu")[0]
         network = FactorClassifier(first.ndim - 2, first.shape[1], classes, channels, seed)

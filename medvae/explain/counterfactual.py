@@ -183,10 +183,10 @@ def _mean(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _networks(network: IntactVAE | Sequence[IntactVAE]) -> list[IntactVAE]:
-    networks = list(network) if isinstance(network, list | tuple) else [network]
+    networks = list(network) if isinstance(network, Sequence) else [network]
     if not networks:
         raise ValueError("network is empty, expected at least one")
-    return networks  # type: ignore[return-value]
+    return networks
 
 
 @contextmanager

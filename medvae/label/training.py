@@ -164,9 +164,9 @@ def _run(root: Path, work: Path, options: TrainingOptions) -> None:
 
 def _swap(root: Path, work: Path) -> None:
     previous = root / "previous"
+    previous.mkdir(exist_ok=True)
     for part in PARTS:
         shutil.rmtree(previous / part, ignore_errors=True)
-        previous.mkdir(exist_ok=True)
         if (root / part).exists():
             (root / part).rename(previous / part)
         (work / part).rename(root / part)

@@ -288,6 +288,7 @@ class IntactVAEReconstruction(IntactVAE):
     names as those of `IntactVAE`, and all its methods are there as well.
     """
 
+    # a tensor in place of all that an IntactVAE returns is what this class is for
     def forward(  # type: ignore[override]
         self,
         outcome: Tensor,

@@ -72,9 +72,7 @@ def main() -> None:
         answer = served.answer({"image": str(image)}, asked)
         write_volume(root / "here.nii.gz", answer.channels, answer.affine)
 
-    server = Server(root, studies, root / "server.log", bundle)
-    try:
-        server.ready()
+    with Server(root, studies, root / "server.log", bundle) as server:
 
         def there() -> None:
             if server.infer("large", ASKED)[0] != 200:
@@ -100,9 +98,6 @@ def main() -> None:
         print(
             f"memory after {arguments.requests} requests beside after 20: {growth:+.1%} (goal 5 %)"
         )
-    finally:
-        server.process.terminate()
-        server.process.wait(30)
 
 
 if __name__ == "__main__":

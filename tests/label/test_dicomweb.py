@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from bodies_of_label import MODEL, oblique_phantom, trained_bundle
+from bodies_of_label import MODEL, oblique_phantom
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from test_server import FIRST, PYTHON, Server
@@ -59,14 +59,10 @@ def dicom_series(image, folder):
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         item = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
         item.SOPClassUID, item.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        item.SeriesInstanceUID, item.StudyInstanceUID, item.FrameOfReferenceUID = (
-            *(series, study),
-            frame,
-        )
-        item.PatientID, item.PatientName, item.PatientBirthDate, item.PatientSex = (
-            *("phantom", "Phantom^One"),
-            *("", "O"),
-        )
+        item.StudyInstanceUID, item.SeriesInstanceUID = study, series
+        item.FrameOfReferenceUID = frame
+        item.PatientID, item.PatientName = "phantom", "Phantom^One"
+        item.PatientBirthDate, item.PatientSex = "", "O"
         item.Modality, item.StudyDate, item.StudyTime = "CT", "20260101", "120000"
         item.SeriesDate, item.SeriesTime, item.InstanceNumber = "20260101", "120000", k + 1
         item.StudyID, item.AccessionNumber, item.SeriesNumber = "1", "", 1
@@ -129,23 +125,17 @@ def asked(port, method, path, body=b""):
 
 
 @pytest.fixture(scope="module")
-def served(orthanc, tmp_path_factory):
+def served(orthanc, trained, tmp_path_factory):
     """The server, the bundle, the UID of an oblique phantom's series and the phantom."""
     root = tmp_path_factory.mktemp("dicomweb")
-    bundle = trained_bundle(root / "bundles")
-    oblique_phantom(bundle, root / "oblique.nii.gz")
+    oblique_phantom(trained, root / "oblique.nii.gz")
     series, image = dicom_series(nib.load(root / "oblique.nii.gz"), root / "series")
     for file in sorted((root / "series").glob("*.dcm")):
         assert asked(orthanc, "POST", "/instances", file.read_bytes())[0] == 200
     image.to_filename(root / "expected.nii.gz")
     address = f"http://127.0.0.1:{orthanc}/dicom-web"
-    running = Server(root, address, root / "server.log", bundle, cwd=root)
-    try:
-        running.ready()
-        yield running, bundle, series, root / "expected.nii.gz"
-    finally:
-        running.process.terminate()
-        running.process.wait(30)
+    with Server(root, address, root / "server.log", trained, cwd=root) as running:
+        yield running, trained, series, root / "expected.nii.gz"
 
 
 def test_a_float_map_of_a_series_lies_where_the_series_does(served, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 import yaml
-from bodies_of_label import CONFIGS, MODEL, encoder_bundle, inferred, oblique, trained_bundle
+from bodies_of_label import CONFIGS, MODEL, encoder_bundle, inferred, oblique
 
 from medvae.data import AttributeScaler, CohortError
 from medvae.label import (
@@ -144,8 +144,8 @@ def test_starting_says_what_is_missing(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return trained_bundle(tmp_path_factory.mktemp("bundles"))
+def root(trained):
+    return trained
 
 
 @pytest.fixture(scope="module")

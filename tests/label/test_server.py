@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
-from bodies_of_label import MODEL, inferred, trained_bundle
+from bodies_of_label import MODEL, inferred
 
 from medvae.data import phantoms
 from medvae.label import quantise
@@ -65,6 +65,18 @@ class Server:
                 env=environment,
                 cwd=cwd or studies.parent,
             )
+
+    def __enter__(self):
+        try:
+            self.ready()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait(30)
 
     def ready(self, seconds=300):
         end = time.monotonic() + seconds
@@ -113,11 +125,6 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return trained_bundle(tmp_path_factory.mktemp("bundles"))
-
-
-@pytest.fixture(scope="module")
 def own(trained, tmp_path_factory):
     """The oblique phantom, and the folder of what the bundle's own inference says of it."""
     return inferred(trained, tmp_path_factory.mktemp("own"))
@@ -143,13 +150,8 @@ def server(trained, own, tmp_path_factory):
         shutil.copytree(trained / part, broken / part)
     (broken / "models" / "run.json").write_text('{"settings": {"latent_dim": 7}}')
     (root / "bundles" / MODEL).symlink_to(trained)
-    running = Server(root, studies, root / "server.log", root / "bundles")
-    try:
-        running.ready()
+    with Server(root, studies, root / "server.log", root / "bundles") as running:
         yield running
-    finally:
-        running.process.terminate()
-        running.process.wait(30)
 
 
 def volume(content, folder, name="answer.nii.gz"):
@@ -471,13 +473,8 @@ def teaching(trained, tmp_path_factory):
     table[["id", "diagnosis", "patient"]].to_csv(studies / "subjects.csv", index=False)
     ignored = shutil.ignore_patterns("data")
     shutil.copytree(trained, root / "bundles" / MODEL, ignore=ignored)
-    running = Server(root, studies, root / "server.log", root / "bundles")
-    try:
-        running.ready()
+    with Server(root, studies, root / "server.log", root / "bundles") as running:
         yield running
-    finally:
-        running.process.terminate()
-        running.process.wait(30)
 
 
 def awaited(server, done, seconds=240):

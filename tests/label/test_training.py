@@ -6,17 +6,11 @@ import shutil
 import pandas as pd
 import pytest
 import torch
-from bodies_of_label import trained_bundle
 
 from medvae.data import CohortError, phantoms
 from medvae.label import ServedBundle, TrainingOptions, restore_model, studies_table, train_again
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return trained_bundle(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture
