@@ -89,6 +89,21 @@ def test_the_prior_is_the_same_whatever_the_treatment_and_the_outcome():
     assert not torch.equal(one.mean, other.mean)
 
 
+@pytest.mark.parametrize("changes", NETWORKS.values(), ids=NETWORKS)
+def test_the_posterior_is_relative_to_the_prior_which_the_likelihood_teaches(changes):
+    network = small(**changes).eval()
+    outcome, treatment, covariates, image = batch(network)
+    last = [m for m in network.posterior_net.modules() if isinstance(m, torch.nn.Linear)][-1]
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.zeros_(last.bias)
+    found = network.encode(outcome, treatment, covariates, image)
+    for own, prior in zip(found, network.prior(covariates, image), strict=True):
+        torch.testing.assert_close(own, prior)
+    output = network(outcome, treatment, covariates, image)
+    gaussian_nll(outcome, output.reconstruction, output.noise_log_var).sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in network.prior_net.parameters() if p.ndim == 1)
+
+
 def test_the_public_code_leaves_the_prior_and_the_noise_untrained():
     network = small(learned_prior=False)
     given = batch(network)
