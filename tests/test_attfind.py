@@ -254,6 +254,23 @@ def test_a_killed_search_goes_on(tmp_path):
         attfind(generator, after, styles + 1, HEADS, folder=tmp_path, progress=False)
 
 
+def test_a_search_with_other_weights_is_another_search(tmp_path):
+    generator, classifier, styles = style_generator(2)
+    arguments = (generator, classifier, styles[:2], {"dx": 3})
+    options = {"folder": tmp_path, "coordinates": [0, 1], "progress": False}
+    first = attfind(*arguments, **options)
+    assert np.array_equal(first.edited, attfind(*arguments, **options).edited)
+    for network in (generator, classifier):
+        parameter = next(network.parameters())
+        before = parameter.detach().clone()
+        with torch.no_grad():
+            parameter += 1
+        with pytest.raises(CohortError, match="another search"):
+            attfind(*arguments, **options)
+        with torch.no_grad():
+            parameter.copy_(before)
+
+
 def test_screening_keeps_what_matters_and_says_what_it_missed():
     generator, reader, styles = planted(2, {7: 3.0, 40: -1.5, 3: 0.5})
     effects, screening = screened_attfind(

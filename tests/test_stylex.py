@@ -60,6 +60,7 @@ def test_the_classes_are_live_in_generator_and_discriminator(spatial_dims):
     w = network.encode(image, p)
     changed = torch.cat([w[:, :5], other], 1)
     assert (network.decode(w) - network.decode(changed)).abs().max() > 1e-4
+    assert (network(image, p) - network(image, other)).abs().max() > 1e-4
     judge = network.discriminator
     scores = judge(image, p)
     assert not torch.equal(scores, judge(image, other))
