@@ -14,3 +14,10 @@ def pytest_runtest_setup():
     import torch
 
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """Spare the trainings a search for margins in every figure: half of the time of a plot."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    ConstrainedLayoutEngine.execute = lambda self, figure: {}

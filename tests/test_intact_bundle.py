@@ -94,6 +94,11 @@ def test_training_leaves_effects_overlap_and_quality(trained):
     for plot in ("curves.png", "counterfactuals.png"):
         assert (root / "eval" / plot).stat().st_size > 3000
     assert "outside the overlap" in (root / "eval" / "metrics.md").read_text()
+    html = (root / "eval" / "report.html").read_text()
+    for words in (">Effects</h2>", "T-learner", "B instead of A", "Who can be compared"):
+        assert words in html
+    assert f"{region['all']['ate']:.4f}" in html
+    assert "not as expected" not in html
 
 
 def test_evaluating_again_gives_the_same_numbers(trained, tmp_path):
@@ -246,3 +251,6 @@ def test_the_semisynthetic_overlay_is_judged_by_its_truth(tmp_path):
     assert truth["no change"]["ate"] == 0
     assert truth["no change"]["counterfactual_mae"] > 0
     assert {"network", "ComBat"} <= truth.keys()
+    html = (tmp_path / "eval" / "report.html").read_text()
+    assert "Against the known truth" in html
+    assert f"True effect {truth['true_ate']:.4f}" in html

@@ -15,13 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_bundles import CONFIGS, run, tiny, training
+from test_bundles import CONFIGS, REPOSITORY, run, tiny, training
 
 from medvae.data import CohortError, phantoms
 from medvae.report import Run, write_comparison, write_report
 from medvae.report.__main__ import main
 from medvae.report.page import Finding, Heat, Note, Page, Picture, Section, Table, render
 from medvae.report.page.compare import difference
+from medvae.report.page.effects import effect_findings
 from medvae.report.page.latent import r2_chance_p95, shared
 from medvae.report.page.packing import packed_below
 from medvae.report.page.run import label_of
@@ -30,6 +31,7 @@ from medvae.report.page.verdict import beyond_chance, verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 
+BUNDLES = REPOSITORY / "bundles"
 BROWSER = (
     "--headless=new",
     "--no-sandbox",
@@ -149,7 +151,12 @@ def test_absent_parts_are_said_with_their_commands(copied):
     shutil.rmtree(copied / "models")
     html = page(copied)
     assert "interrupted" not in html
-    for words in ("no metrics.json", "run evaluating", "inference.yaml", "run training"):
+    for words in (
+        "no results of an evaluation",
+        "run evaluating",
+        "inference.yaml",
+        "run training",
+    ):
         assert words in html
     assert "Nothing has been measured" in html
     assert "NiiVue" not in html
@@ -202,6 +209,65 @@ def test_another_systems_run_has_its_pictures_and_no_foreign_sections(copied):
     assert ">Training</h2>" in html
     assert ">Metrics</h2>" not in html
     assert "attri_vae" not in html.split("<main")[1].split('id="run"')[0]
+
+
+@pytest.mark.parametrize(
+    ("network", "bundle"),
+    [
+        ("IntactVAE", "intact_vae"),
+        ("DisentangledGAN", "disentangled_gan_3d"),
+        ("SubspaceEncoder", "disentangled_encoder"),
+        ("StylEx", "stylex"),
+        ("AttriVAE", "attri_vae"),
+    ],
+)
+def test_commands_are_of_the_bundle_that_was_run(copied, network, bundle):
+    path = copied / "models" / "run.json"
+    record = json.loads(path.read_text())
+    record["settings"]["network_def"]["component"] = f"$medvae.networks.{network}"
+    path.write_text(json.dumps(record))
+    (copied / "eval" / "metrics.json").unlink()  # as after an interrupted training
+    shutil.rmtree(copied / "eval" / "examples")
+    html = page(copied)
+    commands = re.findall(r"bundles/(\w+)/configs/(\w+)\.yaml", html.split('id="missing"')[1])
+    assert {name for name, _ in commands} == {bundle}
+    files = {file for _, file in commands}
+    assert files <= {f.stem for f in (BUNDLES / bundle / "configs").iterdir()}
+    assert "evaluate" in files
+
+
+def effects(low=0.1, predictability=0.0, outside=0.0, followed=0.9):
+    """Metrics of a treatment with one arm beside the control."""
+    entry = {"subjects": 30, "ate": 0.2, "low": low, "high": 0.3}
+    judged = {"chance": 0.5, "real": 0.9, "reconstruction": 0.9, "counterfactual": followed}
+    return {
+        "treatment": {"column": "scanner", "arms": ["A", "B"]},
+        "overlap": {"outside": outside},
+        "balance": {"predictability": predictability},
+        "effects": {"B": {"region": {"all": entry}}},
+        "quality": {"effectiveness": judged},
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "status", "words"),
+    [
+        ({}, "beyond", "no effect is outside the interval"),
+        ({"low": -0.1}, "short", "no effect is inside the interval"),
+        ({"low": None}, "unknown", "too few subjects"),
+        ({"outside": 0.3}, "unknown", "30 % of the subjects have none like them"),
+        ({"predictability": 0.03}, "short", "AUC 0.030 more; 0.02 is tolerated"),
+        ({"followed": 0.6}, "short", "balanced accuracy 0.60"),
+        ({"followed": 0.8}, "beyond", "balanced accuracy 0.80"),
+    ],
+)
+def test_effects_in_words(changed, status, words):
+    (found,) = [f for f in effect_findings(effects(**changed)) if words in f.text]
+    assert found.status == status
+
+
+def test_nothing_is_said_against_an_effect_without_doubts():
+    assert {f.status for f in effect_findings(effects())} == {"beyond"}
 
 
 def test_names_are_escaped(copied):

@@ -18,7 +18,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
-from test_bundles import CONFIGS, run, tiny, training
+from test_bundles import CONFIGS, UNEVALUATED, run, tiny, training
 
 from medvae.data import CohortError, phantoms, write_text
 from medvae.data.record import data_fingerprint, settings_difference
@@ -64,7 +64,6 @@ elif where == "during the evaluation":
     evaluation.Evaluation._plot = lambda *a: die()
 run([CONFIGS / "train.yaml"], overrides)
 """
-UNEVALUATED = {"run": ["$@train::trainer.run()", "$medvae.engines.finish_run(@ckpt_dir)"]}
 WHERE = (
     "in the middle of an epoch",
     "while a checkpoint is written",

@@ -123,6 +123,16 @@ def test_attributes_are_unique_sorted_and_complete(trained):
     assert (root / "eval" / "panel.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_the_runs_page_says_what_was_found(trained):
+    root, _ = trained
+    html = (root / "eval" / "report.html").read_text()
+    assert ">What the classifier goes by</h2>" in html
+    for head in read(root, "classifier.json")["heads"].values():
+        assert head["verdict"].replace("'", "&#39;") in html
+    assert "not as expected" not in html
+    assert "no results" not in html
+
+
 @pytest.mark.parametrize("trained", [2], indirect=True)
 def test_searching_again_gives_the_same_without_another_search(trained):
     root, spatial_dims = trained

@@ -10,7 +10,6 @@ import pandas as pd
 
 from medvae.report.page import figures
 from medvae.report.page.blocks import Absent, Block, Heat, Picture, Section
-from medvae.report.page.commands import EVALUATE
 from medvae.report.page.figures import Cloud
 from medvae.report.page.latent import (
     Codes,
@@ -36,7 +35,7 @@ def codes_section(run: Run) -> Section | None:
     table, title = run.subjects, "Latent space"
     if table is None:
         why = "predictions.csv or subjects.csv is not there"
-        return Section("codes", title, [Absent("Codes", why, EVALUATE)])
+        return Section("codes", title, [Absent("Codes", why, run.commands.evaluate)])
     names = [n for n in run.state.get("attributes", []) if n in table]
     axes = _axes_of(run, names)
     codes = codes_of(table)

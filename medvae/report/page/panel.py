@@ -28,7 +28,7 @@ from medvae.report.page.blocks import (
 )
 from medvae.report.page.render import write_page
 
-__all__ = ["JUDGEMENTS", "panel_page", "write_panel"]
+__all__ = ["JUDGEMENTS", "classifier_findings", "flip_tables", "panel_page", "write_panel"]
 
 JUDGEMENTS = {
     "known": "Known clinical sign",
@@ -63,15 +63,16 @@ def write_panel(output_dir: str | Path) -> Path:
 
 def panel_page(folder: Path) -> Page:
     """Return the page of a folder with `attributes.json` and what belongs to it."""
-    found, flips = _read(folder / "attributes.json"), _read(folder / "flips.json")
+    found = _read(folder / "attributes.json")
     entries = found["attributes"]
     identity = hashlib.sha256((folder / "attributes.json").read_bytes()).hexdigest()[:16]
     asked = [
         {"number": n, "coordinate": e["coordinate"], "direction": e["direction"]}
         for n, e in enumerate(entries, start=1)
     ]
+    summary = [Findings(classifier_findings(folder)), *flip_tables(folder)]
     sections = [
-        Section("summary", "Summary", _summary(folder, found, flips), _lead(found)),
+        Section("summary", "Summary", summary, _lead(found)),
         *(
             Section(f"attribute{n}", f"Attribute {n}", _attribute(folder, found, e, n))
             for n, e in enumerate(entries, start=1)
@@ -91,7 +92,9 @@ def _lead(found: Mapping[str, Any]) -> str:
     )
 
 
-def _summary(folder: Path, found: Mapping[str, Any], flips: Mapping[str, Any]) -> list[Block]:
+def classifier_findings(folder: Path) -> list[Finding]:
+    """Return whether a folder's classifier is worth explaining, and what may be a confounder."""
+    found = _read(folder / "attributes.json")
     findings = [
         Finding("beyond" if head["worth_explaining"] else "short", head["verdict"])
         for head in _read(folder / "classifier.json").get("heads", {}).values()
@@ -106,7 +109,7 @@ def _summary(folder: Path, found: Mapping[str, Any], flips: Mapping[str, Any]) -
                 "hoped for).",
             )
         )
-    for n, entry in enumerate(found["attributes"], start=1):
+    for n, entry in enumerate(found.get("attributes", ()), start=1):
         for flag in entry["confounder_candidates"]:
             findings.append(
                 Finding(
@@ -115,6 +118,15 @@ def _summary(folder: Path, found: Mapping[str, Any], flips: Mapping[str, Any]) -
                     flag["evidence"],
                 )
             )
+    return findings
+
+
+def flip_tables(folder: Path) -> list[Block]:
+    """Return how much of the decisions a folder's attributes explain, and what each of them does.
+
+    Where one direction of the whole code was not tried, its cell is empty.
+    """
+    found, flips = _read(folder / "attributes.json"), _read(folder / "flips.json")
     rows = [
         [
             f"the first {count}",
@@ -126,7 +138,6 @@ def _summary(folder: Path, found: Mapping[str, Any], flips: Mapping[str, Any]) -
     direction = flips.get("latent_direction", {"value": None})
     rows.append(["one direction of the whole code", _percent(direction), ""])
     return [
-        Findings(findings),
         Table(
             ["edited together", "images that change class", "random coordinates"],
             rows,

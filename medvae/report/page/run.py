@@ -12,6 +12,7 @@ import pandas as pd
 
 from medvae.data import CohortError
 from medvae.engines import read_history
+from medvae.report.page.commands import Commands, bundle_of
 
 __all__ = ["Run", "label_of", "unit_of"]
 
@@ -132,6 +133,11 @@ class Run:
         """The configuration after all overrides."""
         return dict(self.record.get("settings", {}))
 
+    @cached_property
+    def commands(self) -> Commands:
+        """What makes parts that are not there."""
+        return Commands(bundle_of(self.settings))
+
     @property
     def unfinished(self) -> str:
         """How far a training came that did not reach its last epoch; empty where it did."""
@@ -142,8 +148,10 @@ class Run:
 
     @property
     def other_system(self) -> bool:
-        """Whether the metrics are not those of axes tied to attributes, but of another system."""
-        return self.metrics is not None and "disentanglement" not in self.metrics
+        """Whether the run is not of axes tied to attributes, but of another system."""
+        if self.metrics is not None:
+            return "disentanglement" not in self.metrics
+        return bundle_of(self.settings) != "attri_vae"
 
     def picture(self, name: str) -> bytes | None:
         """Return the bytes of a PNG of the results, which then counts as shown."""

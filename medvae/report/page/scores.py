@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from medvae.report.page import figures
 from medvae.report.page.blocks import Absent, Block, Note, Picture, Section, Table
-from medvae.report.page.commands import EVALUATE
 from medvae.report.page.figures import Interval
 from medvae.report.page.run import Run, label_of
 from medvae.report.page.verdict import beyond_chance
@@ -72,6 +71,13 @@ def all_scores(metrics: Mapping[str, Any]) -> Iterator[Score]:
         if key in (metrics.get("classification") or {}):
             yield Score(f"class: {name}", metrics["classification"][key])
     yield from _image_scores(metrics.get("reconstruction", {}))
+    for arm, effect in metrics.get("effects", {}).items():
+        entry = {"value": effect["region"]["all"].get("ate"), **effect["region"]["all"]}
+        yield Score(f"effect of {arm}", {"chance": 0.0, **entry}, digits=4)
+    for name, axis in (("composition", "one_pass"), ("reversibility", None)):
+        if name in metrics.get("quality", {}):
+            entry = metrics["quality"][name]
+            yield Score(f"{name}: error", entry[axis] if axis else entry, False, 4)
 
 
 def _image_scores(report: Mapping[str, Any]) -> Iterator[Score]:
@@ -86,10 +92,14 @@ def _image_scores(report: Mapping[str, Any]) -> Iterator[Score]:
 def metrics_section(run: Run) -> Section | None:
     """Every score beside chance, as drawings and tables."""
     metrics = run.metrics
-    if run.other_system:
+    if metrics is None and not (run.results / "attributes.json").is_file():
+        return Section(
+            "metrics",
+            "Metrics",
+            [Absent("Metrics", "no results of an evaluation", run.commands.evaluate)],
+        )
+    if metrics is None or run.other_system:
         return None
-    if metrics is None:
-        return Section("metrics", "Metrics", [Absent("Metrics", "no metrics.json", EVALUATE)])
     blocks: list[Block] = []
     report = metrics.get("disentanglement", {})
     per_attribute = report.get("scores", {}).get("interpretability", {}).get("attributes", {})

@@ -27,11 +27,13 @@ from medvae.report.page.blocks import (
     Viewer,
 )
 from medvae.report.page.codes import codes_section
-from medvae.report.page.commands import EVALUATE, INFER, MANIPULATE, REBUILD, TRAIN
+from medvae.report.page.commands import REBUILD
+from medvae.report.page.effects import effects_section
 from medvae.report.page.leakage import leakage_section
 from medvae.report.page.render import write_page
 from medvae.report.page.run import Run, label_of
 from medvae.report.page.scores import metrics_section
+from medvae.report.page.styles import styles_section
 from medvae.report.page.verdict import in_words, verdict
 from medvae.report.page.volumes import Shown, found_subjects, packed_subjects
 
@@ -114,7 +116,8 @@ def _run_facts(run: Run) -> Facts:
     attributes = metrics.get("attributes") or run.state.get("attributes", [])
     rows = [
         ("Attributes", ", ".join(map(label_of, attributes))),
-        ("Class", "" if "leakage" in metrics else _class_words(run.state)),
+        ("Class", "" if run.other_system else _class_words(run.state)),
+        ("Treatment", ": ".join(_treatment(metrics))),
         ("Factors", ", ".join(metrics.get("heads", ()))),
         ("Images", ", ".join(f"{n} {s}" for s, n in counts.items())),
         ("Scored split", str(metrics.get("split", ""))),
@@ -123,6 +126,11 @@ def _run_facts(run: Run) -> Facts:
         ("Revision", str(record.get("revision") or "")[:13]),
     ]
     return Facts([(name, value) for name, value in rows if value], "The run in brief")
+
+
+def _treatment(metrics: dict[str, Any]) -> tuple[str, ...]:
+    found = metrics.get("treatment")
+    return (found["column"], ", ".join(map(str, found["arms"]))) if found else ()
 
 
 def _class_words(state: dict[str, Any]) -> str:
@@ -164,7 +172,7 @@ def run_section(run: Run) -> Section:
 
 
 def _absent_record(run: Run) -> Absent:
-    return Absent("The record of the run", "models/run.json is not there", TRAIN)
+    return Absent("The record of the run", "models/run.json is not there", run.commands.train)
 
 
 def _is_wiring(value: Any) -> bool:
@@ -194,7 +202,9 @@ def training_section(run: Run) -> Section:
     """Curves of every term and of the validation."""
     history = run.history
     if not history:
-        return Section("training", "Training", [Absent("Curves", "history.csv is empty", TRAIN)])
+        return Section(
+            "training", "Training", [Absent("Curves", "history.csv is empty", run.commands.train)]
+        )
     epochs = len(history["epoch"])
     blocks: list[Block] = [Note(f"{epochs} epochs; select: {run.settings.get('select', 'best')}.")]
     alt = f"Curves over {epochs} epochs of {', '.join(n for n in history if n != 'epoch')}"
@@ -220,10 +230,12 @@ def images_section(run: Run) -> Section | None:
         alt = "Central planes of images, their reconstructions and the difference"
         blocks.append(Picture(png, alt, "Reconstructions, from the best to the worst"))
     else:
-        blocks.append(Absent("Reconstructions", "reconstructions.png is not there", EVALUATE))
+        blocks.append(
+            Absent("Reconstructions", "reconstructions.png is not there", run.commands.evaluate)
+        )
     shown = found_subjects(run)
     blocks += _stills(shown) or [
-        Absent("Traversals and maps", "no subject was written for the report", INFER)
+        Absent("Traversals and maps", "no subject was written for the report", run.commands.infer)
     ]
     lead = "Decoded images are smoother than real ones; their sizes and intensities count."
     return Section("images", "Images", blocks, lead)
@@ -258,7 +270,9 @@ def viewer_section(run: Run) -> Section | None:
         return None
     if not shown:
         why = "no subject was written for the report"
-        return Section("viewer", "3D viewer", [Absent("The viewer", why, f"{INFER}\n{REBUILD}")])
+        return Section(
+            "viewer", "3D viewer", [Absent("The viewer", why, f"{run.commands.infer}\n{REBUILD}")]
+        )
     return Section(
         "viewer",
         "3D viewer",
@@ -276,7 +290,9 @@ def manipulation_section(run: Run) -> Section | None:
         if not (run.metrics or {}).get("prediction_r2"):
             return None
         why = "manipulation.yaml has not been run; it needs masks"
-        return Section("manipulation", title, [Absent("Re-measured changes", why, MANIPULATE)])
+        return Section(
+            "manipulation", title, [Absent("Re-measured changes", why, run.commands.manipulate)]
+        )
     rows = [
         [
             label_of(name),
@@ -345,6 +361,8 @@ SECTIONS: tuple[Builder, ...] = (
     metrics_section,
     codes_section,
     leakage_section,
+    effects_section,
+    styles_section,
     images_section,
     viewer_section,
     manipulation_section,

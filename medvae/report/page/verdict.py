@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from medvae.report.page.blocks import Finding
+from medvae.report.page.effects import effect_findings
 from medvae.report.page.leakage import leakage_findings
+from medvae.report.page.panel import classifier_findings
 from medvae.report.page.run import Run, label_of
 from medvae.report.tables import number
 
@@ -20,10 +22,11 @@ def verdict(run: Run) -> list[Finding]:
     metrics = run.metrics
     findings = list(_interrupted(run))
     if metrics is not None:
-        for part in (_axes, _gaps, leakage_findings, _classes, _images, _few):
+        for part in (_axes, _gaps, leakage_findings, effect_findings, _classes, _images, _few):
             findings += part(metrics)
     if run.manipulation is not None:
         findings += _obeyed(run.manipulation)
+    findings += classifier_findings(run.results)
     return findings or [
         Finding("unknown", "Nothing has been measured yet: the run has no metrics.")
     ]
