@@ -8,7 +8,7 @@ from medvae.label.asked import Asked, clamped
 from medvae.label.bins import bin_edges, quantise
 from medvae.label.ranking import disagreement, distances, training_codes
 from medvae.label.served import Answer, ServedBundle, find_bundles
-from medvae.label.training import TrainingOptions, restore_model, studies_table, train_again
+from medvae.label.training import TrainingOptions, finish_training, studies_table, train_again
 
 __all__ = [
     "Answer",
@@ -20,8 +20,8 @@ __all__ = [
     "disagreement",
     "distances",
     "find_bundles",
+    "finish_training",
     "quantise",
-    "restore_model",
     "studies_table",
     "train_again",
     "training_codes",

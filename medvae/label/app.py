@@ -29,7 +29,7 @@ from medvae.label.guard import PrivateSessions, guard_server, private_folder, re
 from medvae.label.served import ServedBundle, find_bundles
 from medvae.label.strategies import Disagreement, Distance, HighestScore
 from medvae.label.studies import StudiesDatastore, known, mask_of
-from medvae.label.training import TrainingOptions, restore_model, studies_table, train_again
+from medvae.label.training import TrainingOptions, finish_training, studies_table, train_again
 
 __all__ = ["BundleTask", "BundleTraining", "MyApp"]
 
@@ -208,7 +208,7 @@ class MyApp(MONAILabelApp):
         """
         folder = self.settings["bundles"]
         for path in [Path(folder), *Path(folder).glob("*/")] if folder else []:
-            restore_model(path)
+            finish_training(path)
         found = find_bundles(folder) if folder else {}
         if not found:
             raise CohortError(

@@ -15,10 +15,11 @@ from medvae.data import check_writable, write_text
 from medvae.data.errors import CohortError
 from medvae.label.served import said
 
-__all__ = ["TrainingOptions", "restore_model", "studies_table", "train_again"]
+__all__ = ["TrainingOptions", "finish_training", "studies_table", "train_again"]
 
 PARTS = ("eval", "models")  # what a training makes; the model last, as servers look at it
 TABLE = "subjects.csv"
+COMPLETE = "complete"  # a file of a training that has ended and only waits to be put in its place
 
 
 class TrainingOptions:
@@ -106,17 +107,16 @@ def train_again(
     write_text(work / TABLE, table.to_csv(index=False))
     said(lambda: _run(root, work, options))
     metrics = json.loads((work / "eval" / "metrics.json").read_text("utf-8"))
+    write_text(work / COMPLETE, "")
     _swap(root, work)
-    shutil.rmtree(work)
     return dict(metrics)
 
 
-def restore_model(folder: str | Path) -> None:
-    """Put the previous model back where a kill came between taking it away and the new one."""
+def finish_training(folder: str | Path) -> None:
+    """Go on where a kill came between the first and the last file of a finished training's swap."""
     root = Path(folder)
-    kept = root / "previous" / "models"
-    if not (root / "models").exists() and (kept / "model.pt").is_file():
-        kept.rename(root / "models")
+    if (root / "training" / COMPLETE).is_file():
+        _swap(root, root / "training")
 
 
 def _settings(root: Path) -> dict[str, Any]:
@@ -163,10 +163,15 @@ def _run(root: Path, work: Path, options: TrainingOptions) -> None:
 
 
 def _swap(root: Path, work: Path) -> None:
+    """Put what a training made in its place, part by part; steps that are done are left out."""
     previous = root / "previous"
     previous.mkdir(exist_ok=True)
     for part in PARTS:
-        shutil.rmtree(previous / part, ignore_errors=True)
+        if not (work / part).exists():
+            continue
         if (root / part).exists():
+            shutil.rmtree(previous / part, ignore_errors=True)
             (root / part).rename(previous / part)
         (work / part).rename(root / part)
+    (work / COMPLETE).unlink()
+    shutil.rmtree(work)

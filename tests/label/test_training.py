@@ -2,13 +2,20 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
 from medvae.data import CohortError, phantoms
-from medvae.label import ServedBundle, TrainingOptions, restore_model, studies_table, train_again
+from medvae.label import (
+    ServedBundle,
+    TrainingOptions,
+    finish_training,
+    studies_table,
+    train_again,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 
@@ -80,14 +87,41 @@ def test_what_fails_leaves_the_model_as_it_was(bundle, studies):
         train_again(bundle, studies, TrainingOptions({}))
 
 
-def test_a_kill_between_the_models_is_mended(bundle):
-    before = weights(bundle)
-    (bundle / "previous").mkdir()
-    (bundle / "models").rename(bundle / "previous" / "models")
-    restore_model(bundle)
-    assert all(torch.equal(weights(bundle)[n], before[n]) for n in before)
-    restore_model(bundle)  # nothing to do
+@pytest.mark.parametrize("renamed", range(5))
+def test_a_kill_while_models_are_exchanged_is_mended(bundle, monkeypatch, renamed):
+    work = bundle / "training"
+    for part in ("models", "eval"):
+        shutil.copytree(bundle / part, work / part)
+        (work / part / "new").touch()
+    (work / "complete").touch()
+    rename, count = Path.rename, []
+
+    def killed(self, target):
+        if len(count) == renamed:
+            raise KeyboardInterrupt
+        count.append(self)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    if renamed < 4:  # two parts are taken away, and two put in their places
+        with pytest.raises(KeyboardInterrupt):
+            finish_training(bundle)
+    monkeypatch.setattr(Path, "rename", rename)
+    finish_training(bundle)
+    for part in ("models", "eval"):
+        assert (bundle / part / "new").exists()
+        assert (bundle / "previous" / part).is_dir()
+        assert not (bundle / "previous" / part / "new").exists()
+    assert not work.exists()
+    finish_training(bundle)  # nothing to do
     assert (bundle / "models" / "model.pt").is_file()
+
+
+def test_a_training_that_has_not_ended_takes_nothing_away(bundle):
+    shutil.copytree(bundle / "models", bundle / "training" / "models")
+    finish_training(bundle)
+    assert (bundle / "training" / "models").is_dir()
+    assert not (bundle / "previous").exists()
 
 
 @pytest.mark.parametrize(
