@@ -90,6 +90,23 @@ def test_bootstrap_by_patients_covers_the_truth_and_by_rows_does_not():
     assert hits["rows"] < 150
 
 
+def test_halves_that_all_score_the_same_have_no_interval():
+    interval = half_sample_interval([0.3, 0.3], [[0.0, 0.1], [0.0, 0.2], [0.0, 0.3]], 28)
+    assert np.isnan([interval.low[0], interval.high[0]]).all()
+    assert interval.low[1] < 0.3 < interval.high[1]
+
+
+def test_dci_of_few_patients_has_no_interval_where_half_of_them_grow_no_forest():
+    rng = np.random.default_rng(0)
+    codes = rng.normal(size=(28, 4))
+    attributes = codes[:, :2] + 0.1 * rng.normal(size=(28, 2))
+    report = disentanglement_report(codes, attributes, ["a", "b"], n_permutations=0, n_resamples=9)
+    entry = report["scores"]["dci_informativeness"]["mean"]
+    assert entry["value"] > 0.3
+    assert entry["low"] is None
+    assert report["scores"]["mig"]["mean"]["low"] is not None
+
+
 def test_half_sample_interval_covers_the_expected_mig():
     rng = np.random.default_rng(1)
     attributes = rng.normal(size=(60, 60, 1))
@@ -185,7 +202,7 @@ def test_report_puts_values_between_chance_and_ceiling(report):
 
 def test_report_repeats_and_follows_its_seed(cohort):
     codes, attributes, patients = cohort
-    rows = np.arange(30)
+    rows = np.arange(60)
 
     def run(seed):
         table = codes[rows, :3], attributes[rows, :1], ["volume_ml"]

@@ -152,13 +152,15 @@ def half_sample_interval(
         level: Coverage, in (0, 1).
 
     Returns:
-        Bounds of shape (...); NaN for fewer than two draws or a draw that is NaN.
+        Bounds of shape (...); NaN for fewer than two draws, a draw that is NaN, or draws that are
+        all the same: halves too small to score anything tell nothing of the spread.
     """
     centre, table = np.asarray(estimate, dtype=np.float64), np.asarray(draws, dtype=np.float64)
     if len(table) < 2:
         return Interval(np.full(centre.shape, np.nan), np.full(centre.shape, np.nan))
     half = n_patients // 2
-    error = table.std(axis=0, ddof=1) * np.sqrt(half / (n_patients - half))
+    spread = np.where(np.ptp(table, axis=0) > 0, table.std(axis=0, ddof=1), np.nan)
+    error = spread * np.sqrt(half / (n_patients - half))
     reach = norm.ppf((1 + level) / 2) * error
     # every score is at most 1 by definition
     return Interval(centre - reach, np.minimum(centre + reach, np.maximum(centre, 1.0)))
