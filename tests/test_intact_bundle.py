@@ -242,10 +242,13 @@ def test_train_and_inference_mean_the_same_by_a_key():
 
 def test_the_semisynthetic_overlay_is_judged_by_its_truth(tmp_path):
     overlay = REPOSITORY / "configs" / "datasets" / "phantoms_semisynthetic.yaml"
-    overrides = training(tmp_path, 2, phantoms=60, max_epochs=1, beta=4.0)
+    quick = {"phantoms": 60, "max_epochs": 1, "beta": 4.0, "instrument_steps": 3}
+    name = "myocardium_pixel_area_mm2"
+    overrides = training(tmp_path, 2, **quick, measured=[name])
     del overrides["subjects"]
     test_bundles.run([CONFIGS / "train.yaml", overlay], overrides)
-    truth = json.loads((tmp_path / "eval" / "metrics.json").read_text())["truth"]
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    truth = metrics["truth"]
     # 0.15 within the myocardium, a little less where it fades at the edge
     assert 0.05 < truth["true_ate"] < 0.15
     assert truth["no change"]["ate"] == 0
@@ -253,4 +256,9 @@ def test_the_semisynthetic_overlay_is_judged_by_its_truth(tmp_path):
     assert {"network", "ComBat"} <= truth.keys()
     html = (tmp_path / "eval" / "report.html").read_text()
     assert "Against the known truth" in html
+    (entries,) = metrics["measured"]["arms"].values()
+    assert {"ate", "low", "linear regression", "truth"} <= entries[name].keys()
+    assert metrics["measured"]["instrument"].keys() == {name}
+    assert "measured again on decoded images" in html
+    assert name in (tmp_path / "eval" / "metrics.md").read_text()
     assert f"True effect {truth['true_ate']:.4f}" in html

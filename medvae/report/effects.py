@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
-from medvae.data import Roles, check_overwrite, write_text
+from medvae.data import CohortError, Roles, check_overwrite, write_text
 from medvae.engines import TreatmentData, log_likelihood, read_history
 from medvae.metrics import (
     ate,
@@ -36,6 +36,7 @@ from medvae.metrics import (
 )
 from medvae.metrics.intervals import json_number
 from medvae.networks import IntactVAE, load_weights
+from medvae.report.effects_measured import MeasuredEffects
 from medvae.report.effects_table import effects_table
 from medvae.report.overlap import covariate_columns, patients_of
 from medvae.report.plots import plot_curves, plot_series
@@ -74,6 +75,7 @@ class EffectEvaluation:
             Without masks it is the whole image.
         beta: that the network was trained with, for the record.
         spacing_mm: of the network's grid.
+        measuring: measures attributes on decoded images, too; None: none. It needs masks.
         judge_steps: see `quality_report`.
         n_resamples: for intervals.
         seed: of resamples and classifier.
@@ -93,6 +95,7 @@ class EffectEvaluation:
         region: Sequence[int] | None = None,
         beta: float | None = None,
         spacing_mm: Sequence[float] | float | None = None,
+        measuring: MeasuredEffects | None = None,
         judge_steps: int = 400,
         n_resamples: int = 500,
         seed: int = 0,
@@ -103,6 +106,7 @@ class EffectEvaluation:
         self.output_dir, self.checkpoint, self.device = Path(output_dir), checkpoint, device
         self.history, self.region, self.beta = history, region, beta
         self.spacing_mm = 1.0 if spacing_mm is None else spacing_mm
+        self.measuring = measuring
         self.judge_steps, self.n_resamples = judge_steps, n_resamples
         self.seed, self.overwrite = seed, overwrite
 
@@ -115,31 +119,35 @@ class EffectEvaluation:
         check_overwrite([self.output_dir / "metrics.json"], self.overwrite)
         if self.checkpoint is not None:
             load_weights(self.network, self.checkpoint, self.device)
-        subjects, regions, truth = self._gather()
+        subjects, regions, masks, truth = self._gather()
         table = self.roles.cohort.subjects
         test = torch.tensor((table["split"] == "test").tolist())
         metrics = self._metrics(subjects, regions, truth, test)
+        if self.measuring is not None:
+            metrics["measured"] = self._measure(self.measuring, subjects, masks, truth, test)
         write_text(self.output_dir / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         write_text(self.output_dir / "metrics.md", effects_table(metrics))
         self._plot(subjects.rows(test), test)
         logger.info("Done: look at the plots and metrics.md in %s", self.output_dir.resolve())
         return metrics
 
-    def _gather(self) -> tuple[TreatmentData, Array, Tensor | None]:
-        """Return all subjects, the region of each (N, *S), and its other outcome where known."""
+    def _gather(self) -> tuple[TreatmentData, Array, Tensor | None, Tensor | None]:
+        """Return all subjects, their regions (N, *S), masks, and other outcomes where known."""
         parts: list[tuple[Tensor, ...]] = []
-        regions, others = [], []
+        regions, masks, others = [], [], []
         for batch in self.data:
             image, targets = self.prepare_batch(batch, "cpu")
             parts.append((image, targets["treatment"], targets["covariates"]))
             if "mask" in batch:
+                masks.append(torch.as_tensor(batch["mask"]).as_subclass(Tensor))
                 regions.append(inside(batch["mask"], self.region)[:, 0].double().numpy())
             else:
                 regions.append(np.ones((len(image), *image.shape[2:])))
             if "counterfactual" in batch:
                 others.append(torch.as_tensor(batch["counterfactual"]).as_subclass(Tensor))
         data = TreatmentData(*(torch.cat(column) for column in zip(*parts, strict=True)))
-        return data, np.concatenate(regions), torch.cat(others) if others else None
+        every_mask = torch.cat(masks) if masks else None
+        return data, np.concatenate(regions), every_mask, torch.cat(others) if others else None
 
     def _metrics(
         self, subjects: TreatmentData, regions: Array, truth: Tensor | None, test: Tensor
@@ -202,6 +210,29 @@ class EffectEvaluation:
             metrics["truth"] = self._against_truth(subjects, regions, truth, test)
         write_text(self.output_dir / "effects.csv", cells.to_csv(index=False))
         return metrics
+
+    def _measure(
+        self,
+        measuring: MeasuredEffects,
+        subjects: TreatmentData,
+        masks: Tensor | None,
+        truth: Tensor | None,
+        test: Tensor,
+    ) -> dict[str, Any]:
+        """Effects on attributes, by the arms' names."""
+        table, patients = self.roles.cohort.subjects, patients_of(self.roles)
+        if masks is None or len(masks) < len(table):
+            raise CohortError(
+                "Column 'mask' is not in the table, or empty for some subjects; the attributes of "
+                "measured need a mask of everybody."
+            )
+        columns = covariate_columns(self.roles, self.roles.values(table)[1])
+        train = (table["split"] == "train").to_numpy()
+        found = measuring.report(
+            self.network, subjects, masks, columns, patients, train, test.numpy(), truth
+        )
+        found["arms"] = {str(self.roles.arms[arm]): v for arm, v in found["arms"].items()}
+        return found
 
     def _balance(self, data: TreatmentData, columns: Array, patients: Any) -> dict[str, Any]:
         """Whether codes tell the treatment beyond covariates, and the likelihood of each arm."""

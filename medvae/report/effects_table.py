@@ -7,7 +7,7 @@ from typing import Any
 
 from medvae.report.tables import markdown_table, number
 
-__all__ = ["effects_table"]
+__all__ = ["effects_table", "measured_rows"]
 
 
 def effects_table(metrics: Mapping[str, Any]) -> str:
@@ -28,6 +28,8 @@ def effects_table(metrics: Mapping[str, Any]) -> str:
         for method, value in effect["simple"].items():
             rows.append([name, method, "", number(value, 4), "", ""])
     text += "\n" + markdown_table(["arm", "method", "subjects", "effect", "low", "high"], rows)
+    if "measured" in metrics:
+        text += "\n" + markdown_table(*measured_rows(metrics["measured"]))
     quality = metrics["quality"]
     lines = [["composition, one pass", number(quality["composition"]["one_pass"]["value"], 4)]]
     lines.append(["reversibility", number(quality["reversibility"]["value"], 4)])
@@ -50,3 +52,17 @@ def effects_table(metrics: Mapping[str, Any]) -> str:
         text += f"\nTrue effect {number(truth['true_ate'], 4)}.\n\n"
         text += markdown_table(["method", "effect", "PEHE", "MAE"], rows)
     return text
+
+
+def measured_rows(measured: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the effects on attributes, see `MeasuredEffects`."""
+    methods = ["difference of means", "linear regression", "truth"]
+    rows = [
+        [name, arm]
+        + [number(entry.get(key), 3) for key in ("ate", "low", "high", *methods)]
+        + [number(measured["instrument"][name][key], 3) for key in ("bias", "error_sd")]
+        for arm, entries in measured["arms"].items()
+        for name, entry in entries.items()
+    ]
+    header = ["attribute", "arm", "network", "low", "high", *methods, "bias", "error (sd)"]
+    return header, rows

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from medvae.engines.beta import PREDICTABILITY
+from medvae.report.effects_table import measured_rows
 from medvae.report.page import figures
 from medvae.report.page.blocks import Block, Facts, Finding, Picture, Section, Table
 from medvae.report.page.figures import Interval
-from medvae.report.page.run import Run
+from medvae.report.page.run import Run, label_of
 from medvae.report.tables import number
 
 __all__ = ["effect_findings", "effects_section"]
@@ -41,6 +42,8 @@ def effects_section(run: Run) -> Section | None:
     if png:
         alt = "Test subjects, decoded under their own arm and under the other, and the difference"
         blocks.append(Picture(png, alt, "Test subjects under both arms"))
+    if "measured" in metrics:
+        blocks.append(_measured(metrics["measured"]))
     blocks += [_comparability(metrics), _quality(metrics["quality"])]
     if "truth" in metrics:
         blocks.append(_truth(metrics["truth"]))
@@ -86,6 +89,19 @@ def _effect(arm: str, effect: Mapping[str, Any], metrics: Mapping[str, Any]) -> 
             f"{number(effect['region'].get('e_value'))}.",
         ),
     ]
+
+
+def _measured(measured: Mapping[str, Any]) -> Table:
+    header, rows = measured_rows(measured)
+    labels = [[label_of(row[0]), *row[1:]] for row in rows]
+    return Table(
+        header,
+        labels,
+        "Effects on attributes, measured again on decoded images",
+        "By a small U-Net, which finds the structures. Bias and error: of what it measures on "
+        "reconstructions against the masks; an effect below them is not to be believed. The "
+        "truth, where it is known, is measured by the U-Net, too.",
+    )
 
 
 def _comparability(metrics: Mapping[str, Any]) -> Facts:

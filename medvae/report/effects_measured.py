@@ -1,0 +1,189 @@
+"""Effects on attributes, such as volumes, that are measured again on decoded images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from medvae.attributes import feature_names
+from medvae.data import CohortError
+from medvae.data.errors import suggestion
+from medvae.data.measured import MaskLabels
+from medvae.engines import TreatmentData, train_segmentation
+from medvae.explain import Instrument
+from medvae.metrics import difference_of_means, estimate_ate, regression
+from medvae.metrics.intervals import json_number
+from medvae.networks import IntactVAE
+from medvae.report.quality import decoded
+
+__all__ = ["MeasuredEffects"]
+
+Array = npt.NDArray[np.float64]
+
+
+class MeasuredEffects:
+    """Measures what a treatment does to attributes, by a small U-Net that finds the structures.
+
+    The U-Net learns from the training subjects' images and from their reconstructions, with their
+    masks: an image decoded under another arm is measured as a reconstruction is, blur and all.
+
+    Args:
+        names: of `medvae.attributes.feature_names(spatial_dims, mask_labels)`.
+        image_size: of the network's images.
+        spacing_mm: of their voxels.
+        mask_labels: names of the mask's integers; None is one region.
+        window: intensities that become 0 and 1; None measures those of the network's images.
+        steps: batches that the U-Net is trained for.
+        n_resamples: for intervals.
+        seed: of training and intervals.
+        device: where to compute.
+
+    Raises:
+        CohortError: a name that is not measured.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        image_size: Sequence[int],
+        spacing_mm: Sequence[float] | float,
+        mask_labels: MaskLabels | None = None,
+        window: Sequence[float] | None = None,
+        steps: int = 1000,
+        n_resamples: int = 500,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        known = feature_names(len(image_size), mask_labels)
+        for name in names:
+            if name not in known:
+                raise CohortError(
+                    f"Attribute '{name}' of measured cannot be measured; {suggestion(name, known)}"
+                )
+        self.names, self.steps = tuple(names), steps
+        self.n_resamples, self.seed, self.device = n_resamples, seed, device
+        size = tuple(image_size)
+        self.instrument = Instrument(names, size, spacing_mm, mask_labels, 1, window, device, seed)
+
+    def report(
+        self,
+        network: IntactVAE,
+        subjects: TreatmentData,
+        masks: Tensor,
+        columns: Array,
+        patients: npt.NDArray[Any],
+        train: npt.NDArray[np.bool_],
+        test: npt.NDArray[np.bool_],
+        truth: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Train the U-Net, measure all test subjects under every arm, and return the effects.
+
+        Args:
+            network: trained, of one channel.
+            subjects: all N.
+            masks: theirs, (N, 1, *S).
+            columns: their covariates, (N, P), without NaN.
+            patients: theirs, (N,).
+            train: the rows that the U-Net learns from.
+            test: the rows that are measured.
+            truth: the subjects' outcomes under the other arm of two, (N, C, *S), if known.
+
+        Returns:
+            A dict that json can write. ``instrument[name]``: R², bias and sd of the error of what
+            is measured on test reconstructions, against the mask on the image. ``arms[t][name]``:
+            the network's mean effect of arm t against the control with an interval by patients,
+            difference of means and linear regression of what masks say, and ``truth``, the effect
+            between the known outcomes as the U-Net measures them.
+        """
+        held_out = subjects.rows(torch.tensor(test))
+        self._learn(network, subjects.rows(torch.tensor(train)), masks[torch.tensor(train)])
+        labelmaps = masks[:, 0].round().numpy().astype(np.int64)
+        on_masks = self.instrument.measure_masks(subjects.outcome, labelmaps)
+        factual = self._measured(network, held_out, held_out.treatment)
+        control = self._measured(network, held_out, torch.zeros_like(held_out.treatment))
+        arms = {}
+        for arm in range(1, network.treatments):
+            target = torch.full_like(held_out.treatment, arm)
+            effects = self._measured(network, held_out, target) - control
+            simple = self._simple(on_masks, subjects.treatment.numpy(), columns, arm)
+            arms[arm] = {
+                name: self._entry(effects[:, k], patients[test])
+                | {method: json_number(values[k]) for method, values in simple.items()}
+                for k, name in enumerate(self.names)
+            }
+        if truth is not None:
+            known = self._true(subjects, truth, test)
+            for k, name in enumerate(self.names):
+                arms[1][name]["truth"] = json_number(known[k])
+        errors = factual - on_masks[test]
+        quality = {
+            name: self._quality(errors[:, k], on_masks[test][:, k])
+            for k, name in enumerate(self.names)
+        }
+        return {"instrument": quality, "arms": arms}
+
+    def _learn(self, network: IntactVAE, data: TreatmentData, masks: Tensor) -> None:
+        images = [data.outcome, decoded(network, data, data.treatment, self.device)]
+        train_segmentation(
+            self.instrument.network,
+            images,
+            self.instrument.classes(masks),
+            self.steps,
+            seed=self.seed,
+            device=self.instrument.device,
+        )
+
+    def _measured(self, network: IntactVAE, data: TreatmentData, target: Tensor) -> Array:
+        images = decoded(network, data, target, self.device).clamp(0, 1)
+        return np.concatenate([self.instrument.measure(part) for part in images.split(16)])
+
+    def _simple(
+        self, values: Array, treatment: npt.NDArray[Any], columns: Array, arm: int
+    ) -> dict[str, Array]:
+        """Return each attribute's effect (K,) by two estimators, of rows where it is measured."""
+        means, fitted = np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
+        for k, y in enumerate(values.T):
+            rows = ((treatment == 0) | (treatment == arm)) & np.isfinite(y)
+            t = (treatment[rows] == arm).astype(int)
+            if len(np.unique(t)) == 2:
+                means[k] = difference_of_means(y[rows], t)
+                fitted[k] = regression(y[rows], t, columns[rows]).mean()
+        return {"difference of means": means, "linear regression": fitted}
+
+    def _true(self, subjects: TreatmentData, truth: Tensor, test: npt.NDArray[np.bool_]) -> Array:
+        rows = torch.tensor(test)
+        sign = 1 - 2.0 * subjects.treatment.numpy()[test]
+        own, other = (
+            np.concatenate([self.instrument.measure(part.clamp(0, 1)) for part in images.split(16)])
+            for images in (subjects.outcome[rows], truth[rows])
+        )
+        return _mean(sign[:, None] * (other - own))
+
+    def _entry(self, effects: Array, patients: npt.NDArray[Any]) -> dict[str, float | int | None]:
+        known = np.isfinite(effects)
+        if not known.any():
+            return {"subjects": 0, "ate": None, "low": None, "high": None}
+        found = estimate_ate(effects[known], patients[known], self.n_resamples, seed=self.seed)
+        numbers = zip(("ate", "low", "high"), found, strict=True)
+        return {"subjects": int(known.sum())} | {k: json_number(v) for k, v in numbers}
+
+    def _quality(self, errors: Array, true: Array) -> dict[str, float | None]:
+        known = np.isfinite(errors)
+        if known.sum() < 2:
+            return {"r2": None, "bias": None, "error_sd": None}
+        spread = float(np.var(true[known]))
+        r2 = 1 - float(np.mean(errors[known] ** 2)) / spread if spread > 0 else float("nan")
+        numbers = {"r2": r2, "bias": errors[known].mean(), "error_sd": errors[known].std()}
+        return {name: json_number(value) for name, value in numbers.items()}
+
+
+def _mean(values: Array) -> Array:
+    known = np.isfinite(values)
+    total = np.where(known, values, 0.0).sum(0)
+    result: Array = np.where(known.any(0), total / np.maximum(known.sum(0), 1), np.nan)
+    return result
