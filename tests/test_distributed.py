@@ -133,7 +133,7 @@ def test_the_bundle_runs_on_two_processes(cohort: Path) -> None:
     assert not any(name.startswith("module.") for name in weights)
 
 
-SUBSPACES = {
+FACTORS = {
     "disentangled_encoder": {"channels": [4, 4, 8, 8]},
     "disentangled_gan_2d": {
         "channels": [8, 6, 4],
@@ -141,13 +141,21 @@ SUBSPACES = {
         "drawn": 16,
         "judge_steps": 3,
     },
+    "stylex": {
+        "channels": [8, 6],
+        "latent_dim": 4,
+        "mapping_layers": 2,
+        "classifier_channels": [4, 4, 8, 8],
+        "classifier_steps": 3,
+        "judge_steps": 3,
+        "search_images": 4,
+        "found": 2,
+    },
 }
 
 
-@pytest.mark.parametrize("name", SUBSPACES)
-def test_bundles_with_subspaces_run_on_two_processes(
-    cohort: Path, tmp_path: Path, name: str
-) -> None:
+@pytest.mark.parametrize("name", FACTORS)
+def test_bundles_of_factors_run_on_two_processes(cohort: Path, tmp_path: Path, name: str) -> None:
     settings = {
         "bundle_root": tmp_path,
         "subjects": cohort / "data" / "subjects.csv",
@@ -158,12 +166,12 @@ def test_bundles_with_subspaces_run_on_two_processes(
         "batch_size": 4,
         "n_permutations": 1,
         "n_resamples": 2,
-        **SUBSPACES[name],
+        **FACTORS[name],
     }
     process = torchrun(settings, configs=CONFIGS.parents[1] / name / "configs")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output[-3000:]
-    for written in ("models/model.pt", "models/factors.json", "eval/metrics.json"):
+    for written in ("models/model.pt", "models/factors.json", "eval/report.html"):
         assert (tmp_path / written).exists()
     assert len(pd.read_csv(tmp_path / "eval" / "history.csv")) == 1
     weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)

@@ -15,7 +15,8 @@ import test_bundles
 import torch
 from test_report import browser, severe, waited
 
-from medvae.data import phantoms
+from medvae.data import CohortError, phantoms
+from medvae.explain import load_edits
 from medvae.report import merge_answers
 
 __all__ = ["browser"]  # a fixture
@@ -223,6 +224,80 @@ def test_the_panels_page_in_a_browser(opened, trained, tmp_path):
     assert waited(lambda: js(loaded), 5)
     # the second is of this test, which reads the pixels
     assert [m for m in severe(opened) if "getImageData" not in m] == []
+
+
+def inference(root, spatial_dims, output, **overrides):
+    kept = ("bundle_root", "subjects", "spatial_dims", "spacing_mm", "image_size", "channels")
+    kept += ("latent_dim", "mapping_layers", "classifier_channels")
+    settings = {k: v for k, v in training(root, spatial_dims).items() if k in kept}
+    settings |= {"output_dir": str(output), **overrides}
+    return test_bundles.run([CONFIGS / "inference.yaml"], settings, "infer")
+
+
+def test_inference_makes_the_edits_in_subjects_on_their_grid(trained, tmp_path):
+    root, spatial_dims = trained
+    flow = inference(root, spatial_dims, tmp_path / "out", edited=[2, 1])
+    parser = flow.parser
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    entries = read(root, "attributes.json")["attributes"]
+    names = [f"attribute0{n}_{entries[n - 1]['direction']}" for n in (2, 1)]
+    assert table["image"].tolist()[:4] == ["image", "reconstruction", *names]
+    assert len(table) == 4 * table["id"].nunique() == 4 * 40
+    heads = [c for c in table if c.startswith("probability_size_")]
+    np.testing.assert_allclose(table[heads].sum(axis=1), 1, atol=1e-5)
+
+    # the first subject by hand
+    dataset, network, classifier = (
+        parser.get_parsed_content(k) for k in ("dataset", "network", "classifier")
+    )
+    image = torch.as_tensor(dataset[0]["image"])[None].as_subclass(torch.Tensor)
+    with torch.no_grad():
+        w = network.encode(image, network.probabilities(classifier(image)))
+        styles = network.generator.styles(w)
+        entry = entries[1]
+        styles[:, entry["coordinate"]] = entry["max" if entry["direction"] == "up" else "min"]
+        edited = network.images(styles)
+        said = network.probabilities(classifier(edited))[0]
+    row = table[(table["id"] == dataset[0]["id"]) & (table["image"] == names[0])]
+    found = row[[c for c in table if c.startswith("probability_")]].to_numpy()[0]
+    np.testing.assert_allclose(found, said.numpy(), atol=1e-5)
+
+    name = str(table["id"][0])
+    (picture,) = (tmp_path / "out").rglob(f"{name}_edits.png")
+    assert picture.stat().st_size > 1000
+    own = nib.load(root / "data" / "images" / f"{name}.nii.gz")
+    for part in ("reconstruction", *names):
+        (path,) = (tmp_path / "out").rglob(f"{name}_{part}.nii.gz")
+        written = nib.load(path)
+        assert written.shape == own.shape
+        np.testing.assert_allclose(written.affine, own.affine, atol=1e-3)
+        assert np.isfinite(np.asarray(written.dataobj)).all()
+
+
+@pytest.mark.parametrize("trained", [2], indirect=True)
+def test_what_cannot_be_edited_is_said_before_anything_is_written(trained, tmp_path):
+    root, spatial_dims = trained
+    for overrides, sentence in (
+        ({"edited": [9]}, "Attribute 9 is not in .* which has 3"),
+        ({"search_result": str(tmp_path / "none.json")}, "The attributes .* cannot be read"),
+        ({"latent_dim": 5}, "other settings: latent_dim is 5"),
+    ):
+        with pytest.raises(SystemExit, match=sentence):
+            inference(root, spatial_dims, tmp_path / "out", **overrides)
+        assert not (tmp_path / "out" / "predictions.csv").exists()
+
+
+def test_edits_are_read_as_they_are_asked_for(tmp_path):
+    entry = {"coordinate": 4, "direction": "down", "min": -1.0, "max": 2.0, "shift": 1.0}
+    path = tmp_path / "attributes.json"
+    path.write_text(json.dumps({"attributes": [entry, entry | {"direction": "up"}, entry]}))
+    assert [e.name[9:] for e in load_edits(path)] == ["01_down", "02_up", "03_down"]
+    assert [e.name[9:] for e in load_edits(path, 2)] == ["01_down", "02_up"]
+    (edit,) = load_edits(path, [2], shift=0.5)
+    assert edit == ("attribute02_up", 4, 2.0, 0.5)
+    path.write_text(json.dumps({"attributes": []}))
+    with pytest.raises(CohortError, match="which has 0"):
+        load_edits(path)
 
 
 def test_metadata():

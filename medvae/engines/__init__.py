@@ -10,6 +10,7 @@ from medvae.engines.beta import (
 )
 from medvae.engines.checkpoint import Checkpoint, check_run, finish_run
 from medvae.engines.classifier import classify, image_features, train_classifier
+from medvae.engines.edited import EditWriter, StylexEvaluationStep
 from medvae.engines.encoder import EncoderEvaluationStep, FactorScore, factor_scores
 from medvae.engines.explained import trained_classifier
 from medvae.engines.gan import GanEvaluationStep, GanStep
@@ -43,6 +44,7 @@ __all__ = [
     "Checkpoint",
     "CounterfactualWriter",
     "DifferentiableAugmentation",
+    "EditWriter",
     "EncoderEvaluationStep",
     "EvaluationStep",
     "FactorScore",
@@ -57,6 +59,7 @@ __all__ = [
     "PrepareAttributes",
     "PrepareTreatment",
     "ProgressBar",
+    "StylexEvaluationStep",
     "StylexStep",
     "TrainingStep",
     "TreatmentData",

@@ -26,6 +26,7 @@ from medvae.explain.manipulation import (
 )
 from medvae.explain.maps import AttributeMapInferer, attribute_maps
 from medvae.explain.readout import Readout
+from medvae.explain.style_edits import StyleEdit, StyleEditInferer, load_edits
 from medvae.explain.style_effects import StyleEffects, class_log_odds
 from medvae.explain.style_selection import (
     Edit,
@@ -55,6 +56,8 @@ __all__ = [
     "MonotoneCurve",
     "Readout",
     "Screening",
+    "StyleEdit",
+    "StyleEditInferer",
     "StyleEffects",
     "StyleSpace",
     "SwapInferer",
@@ -73,6 +76,7 @@ __all__ = [
     "from_covariates",
     "interpolate",
     "interpolate_subspaces",
+    "load_edits",
     "merge_classes",
     "reconstruct",
     "replace_axes",

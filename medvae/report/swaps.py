@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medvae.data import Cohort, Factors, write_text
 from medvae.engines import classify, image_features, train_classifier
-from medvae.explain import SwapInferer, reconstruct, sample, swap_subspaces
+from medvae.explain import StyleEditInferer, SwapInferer, reconstruct, sample, swap_subspaces
 from medvae.metrics import degraded, judge_swaps, psnr, realism_report, ssim
 from medvae.networks import DisentangledGAN, FactorClassifier
 from medvae.report.plots import plot_reconstructions, plot_series
@@ -34,10 +34,11 @@ logger = logging.getLogger("medvae")
 
 
 class SwapsMontaged(MapTransform):
-    """Write `plot_series` of an item to `ID_swaps.png`; the item passes unchanged.
+    """Write `plot_series` of an item to `ID_KEY.png`; the item passes unchanged.
 
     Args:
-        keys: what a `medvae.explain.SwapInferer` gave, (M, *S), one key.
+        keys: what an inferer with `titles` and `split` gave, (M, *S), such as `swaps` of a
+            `medvae.explain.SwapInferer` or `edits` of a `medvae.explain.StyleEditInferer`.
         inferer: that inferer.
         output_dir: where the PNG goes, in a folder named by the item's id.
         spacing_mm: of the grid, one number or one per axis.
@@ -46,7 +47,7 @@ class SwapsMontaged(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        inferer: SwapInferer,
+        inferer: SwapInferer | StyleEditInferer,
         output_dir: str | Path,
         spacing_mm: Sequence[float] | float = 1.0,
     ) -> None:
@@ -63,7 +64,7 @@ class SwapsMontaged(MapTransform):
                 part: np.asarray(images).reshape(len(titles[part]), -1, *images.shape[1:])[:, 0]
                 for part, images in self.inferer.split(data[key]).items()
             }
-            path = self.output_dir / name / f"{name}_swaps.png"
+            path = self.output_dir / name / f"{name}_{key}.png"
             plot_series(series, titles, path, self.spacing_mm)
         return dict(data)
 
