@@ -6,15 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
-from ignite.engine import Engine, Events
-from monai.engines.utils import IterationEvents
+from ignite.engine import Engine
 from torch import Tensor, nn
 
-from medvae.data.errors import or_exit
-from medvae.data.output import check_overwrite, write_text
 from medvae.engines.steps import EvaluationStep
+from medvae.engines.writer import Row, TableWriter
 
 __all__ = ["EditWriter", "StylexEvaluationStep"]
 
@@ -46,7 +43,7 @@ class StylexEvaluationStep(EvaluationStep):
         return {"pred": network.decode(w), "logits": logits, "mean": w}
 
 
-class EditWriter:
+class EditWriter(TableWriter):
     """Handler that writes what a classifier says of each subject's image and of its edits as a CSV.
 
     A row for the image, for its reconstruction and for each edit. Columns: id, `image` (which of
@@ -68,36 +65,19 @@ class EditWriter:
         titles: Sequence[str],
         overwrite: bool = False,
     ) -> None:
-        self.path, self.classifier = Path(path), classifier
+        super().__init__(path, overwrite)
+        self.classifier, self.titles = classifier, list(titles)
         self.columns = [f"probability_{h}_{c}" for h, names in classes.items() for c in names]
-        self.titles, self.overwrite = list(titles), overwrite
-        self._parts: list[pd.DataFrame] = []
 
-    def attach(self, engine: Engine) -> None:
-        """Register with the evaluator."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._add)
-        engine.add_event_handler(Events.COMPLETED, self._write)
-
-    def _start(self, engine: Engine) -> None:
-        or_exit(check_overwrite, [self.path], self.overwrite)
-        self._parts = []
-
-    def _add(self, engine: Engine) -> None:
-        # before the batch is decollated, and its images brought to the subjects' grids
+    def rows(self, engine: Engine) -> list[Row]:
+        """Return the rows of every subject, one after the other."""
         output = engine.state.output
         images = output["edits"].chunk(len(self.titles), 1)
         with torch.no_grad():
             logits = [output["logits"], *(self.classifier(image) for image in images)]
-        for title, part in zip(["image", *self.titles], logits, strict=True):
-            shares = engine.network.probabilities(part).float().cpu().numpy()
-            rows = pd.DataFrame(shares, columns=self.columns)
-            rows.insert(0, "image", title)
-            rows.insert(0, "id", [str(name) for name in engine.state.batch["id"]])
-            self._parts.append(rows)
-
-    def _write(self, engine: Engine) -> None:
-        table = pd.concat(self._parts) if self._parts else pd.DataFrame(columns=["id", "image"])
-        order = table["id"].drop_duplicates().tolist()
-        table = table.sort_values("id", key=lambda ids: ids.map(order.index), kind="stable")
-        write_text(self.path, table.to_csv(index=False))
+        shares = [engine.network.probabilities(part).float().tolist() for part in logits]
+        return [
+            {"id": name, "image": title} | dict(zip(self.columns, part[n], strict=True))
+            for n, name in enumerate(engine.state.batch["id"])
+            for title, part in zip(["image", *self.titles], shares, strict=True)
+        ]

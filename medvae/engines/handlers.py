@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from ignite.metrics import EpochMetric
 from torch import Tensor
 from tqdm import tqdm
 
-from medvae.data import Factors, check_overwrite, or_exit, write_text
+from medvae.data import Factors, write_text
 from medvae.data.output import explained
 from medvae.engines.steps import class_probabilities
+from medvae.engines.writer import Row, TableWriter
 from medvae.explain import Readout
 from medvae.losses import factor_predictions
 from medvae.metrics import interpretability
@@ -80,7 +80,7 @@ class InterpretabilityMetric(EpochScore):
         return interpretability(first.numpy(), second.numpy(), axes)
 
 
-class PredictionWriter:
+class PredictionWriter(TableWriter):
     """Handler that writes what a model says about each subject as one row of a CSV.
 
     Columns: id, `z0`..., the attributes read off the codes in their own units (`read_NAME`), and
@@ -95,6 +95,8 @@ class PredictionWriter:
         overwrite: replace an existing file.
     """
 
+    made_at = Events.ITERATION_COMPLETED
+
     def __init__(
         self,
         path: str | Path,
@@ -103,47 +105,28 @@ class PredictionWriter:
         factors: Factors | None = None,
         overwrite: bool = False,
     ) -> None:
-        self.path = Path(path)
-        self.readout = readout
-        self.classes = tuple(classes)
-        self.factors = factors
-        self.overwrite = overwrite
-        self._rows: list[dict[str, object]] = []
+        super().__init__(path, overwrite)
+        self.readout, self.classes, self.factors = readout, tuple(classes), factors
 
-    def attach(self, engine: Engine) -> None:
-        """Register with the evaluator."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
-        engine.add_event_handler(Events.COMPLETED, self._write)
+    def rows(self, engine: Engine) -> list[Row]:
+        """Return a row for each subject."""
+        pairs = zip(engine.state.batch, engine.state.output, strict=True)
+        return [self._row(item, output) for item, output in pairs]
 
-    def _start(self, engine: Engine) -> None:
-        or_exit(check_overwrite, [self.path], self.overwrite)
-        self._rows = []
-
-    def _add(self, engine: Engine) -> None:
-        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
-            codes = output["mean"].cpu().numpy()
-            row: dict[str, object] = {"id": item["id"]}
-            row |= {f"z{d}": float(z) for d, z in enumerate(codes)}
-            if self.readout is not None:
-                values = self.readout.attributes(codes[None])[0]
-                names = self.readout.scaler.names
-                row |= {f"read_{n}": float(v) for n, v in zip(names, values, strict=True)}
-            if self.classes:
-                shares = class_probabilities(output["logits"][None])[0]
-                row |= {
-                    f"probability_{c}": float(p) for c, p in zip(self.classes, shares, strict=True)
-                }
-            if self.factors is not None:
-                row |= _factor_cells(self.factors, output["logits"][None])
-            self._rows.append(row)
-
-    def _write(self, engine: Engine) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self._rows[0] if self._rows else ["id"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self._rows)
-        write_text(self.path, text.getvalue())
+    def _row(self, item: Mapping[str, Any], output: Mapping[str, Any]) -> Row:
+        codes = output["mean"].cpu().numpy()
+        row: Row = {"id": item["id"]}
+        row |= {f"z{d}": float(z) for d, z in enumerate(codes)}
+        if self.readout is not None:
+            values = self.readout.attributes(codes[None])[0]
+            names = self.readout.scaler.names
+            row |= {f"read_{n}": float(v) for n, v in zip(names, values, strict=True)}
+        if self.classes:
+            shares = class_probabilities(output["logits"][None])[0]
+            row |= {f"probability_{c}": float(p) for c, p in zip(self.classes, shares, strict=True)}
+        if self.factors is not None:
+            row |= _factor_cells(self.factors, output["logits"][None])
+        return row
 
 
 def _factor_cells(factors: Factors, logits: Tensor) -> dict[str, float]:

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from medvae.data import check_overwrite, or_exit, write_text
 from medvae.engines.handlers import EpochScore
 from medvae.engines.steps import PrepareAttributes, TrainingStep
+from medvae.engines.writer import Row, TableWriter
 from medvae.losses import IntactVAELoss, gaussian_nll, kl_normal
 from medvae.networks import IntactVAE
 
@@ -143,7 +142,7 @@ class ObjectiveScore(EpochScore):
         return -(first + self.beta * second).double().numpy()
 
 
-class CounterfactualWriter:
+class CounterfactualWriter(TableWriter):
     """Handler that writes one row of a CSV for each subject: what was asked, and can it be said.
 
     Columns: id, the arm that was given (`own`) and asked for (`target`), `strength`,
@@ -165,42 +164,28 @@ class CounterfactualWriter:
         strength: float = 1.0,
         overwrite: bool = False,
     ) -> None:
-        self.path, self.arms, self.target = Path(path), tuple(arms), target
-        self.strength, self.overwrite = strength, overwrite
-        self._rows: list[dict[str, object]] = []
+        super().__init__(path, overwrite)
+        self.arms, self.target, self.strength = tuple(arms), target, strength
 
-    def attach(self, engine: Engine) -> None:
-        """Register with the evaluator."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._add)
-        engine.add_event_handler(Events.COMPLETED, self._write)
-
-    def _start(self, engine: Engine) -> None:
-        or_exit(check_overwrite, [self.path], self.overwrite)
-        self._rows = []
-
-    def _add(self, engine: Engine) -> None:
-        # before the batch is decollated, and its differences brought to the subjects' grids
+    def rows(self, engine: Engine) -> list[Row]:
+        """Return a row for each subject."""
         output = engine.state.output
         means = output["difference"].flatten(1).mean(1).tolist()
         own, outside = output["treatment"].tolist(), output["outside"].tolist()
-        for subject, arm, out, mean in zip(
-            engine.state.batch["id"], own, outside, means, strict=True
-        ):
-            self._rows.append(
-                {
-                    "id": subject,
-                    "own": self.arms[arm],
-                    "target": self.arms[self.target],
-                    "strength": self.strength,
-                    "extrapolated": not 0 <= self.strength <= 1,
-                    "outside_overlap": out,
-                    "mean_difference": mean,
-                }
+        return [
+            {
+                "id": subject,
+                "own": self.arms[arm],
+                "target": self.arms[self.target],
+                "strength": self.strength,
+                "extrapolated": not 0 <= self.strength <= 1,
+                "outside_overlap": out,
+                "mean_difference": mean,
+            }
+            for subject, arm, out, mean in zip(
+                engine.state.batch["id"], own, outside, means, strict=True
             )
-
-    def _write(self, engine: Engine) -> None:
-        write_text(self.path, pd.DataFrame(self._rows).to_csv(index=False))
+        ]
 
 
 def train_intact(
