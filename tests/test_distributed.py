@@ -173,6 +173,7 @@ def test_bundles_of_factors_run_on_two_processes(cohort: Path, tmp_path: Path, n
     assert process.returncode == 0, output[-3000:]
     for written in ("models/model.pt", "models/factors.json", "eval/report.html"):
         assert (tmp_path / written).exists()
+    assert output.count("Done: open") == 1
     assert len(pd.read_csv(tmp_path / "eval" / "history.csv")) == 1
     weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     assert not any(part.startswith("module.") for part in weights)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,8 +49,6 @@ Array = npt.NDArray[np.float64]
 Prepare = Callable[..., tuple[Tensor, Mapping[str, Tensor]]]
 STRENGTHS = (1.0, 1.5, 2.0)  # of a hidden confounder, in the odds of treatment
 SHOWN = 6
-
-logger = logging.getLogger("medvae")
 
 
 class EffectEvaluation:
@@ -128,7 +125,6 @@ class EffectEvaluation:
         write_text(self.output_dir / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         write_text(self.output_dir / "metrics.md", effects_table(metrics))
         self._plot(subjects.rows(test), test)
-        logger.info("Done: look at the plots and metrics.md in %s", self.output_dir.resolve())
         return metrics
 
     def _gather(self) -> tuple[TreatmentData, Array, Tensor | None, Tensor | None]:

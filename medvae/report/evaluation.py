@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +35,6 @@ __all__ = ["Evaluation", "Predictions", "predict"]
 
 Array = npt.NDArray[np.float64]
 SHOWN = 8  # subjects in the picture of reconstructions
-
-logger = logging.getLogger("medvae")
 
 
 class Predictions(NamedTuple):
@@ -158,8 +155,7 @@ class Evaluation:
         self._plot(predictions, metrics)
         self._show_examples(predictions, readout)
         models = None if self.checkpoint is None else Path(self.checkpoint).parent
-        report = write_report(self.output_dir, models)
-        logger.info("Done: open %s", report.resolve())
+        write_report(self.output_dir, models)
         return metrics
 
     @property

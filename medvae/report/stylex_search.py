@@ -162,7 +162,6 @@ class StylexSearch:
         write_text(self.output_dir / "attributes.json", json.dumps(report, indent=1) + "\n")
         flips = flip_report(self, effects, found, tested, judge, lists)
         write_text(self.output_dir / "flips.json", json.dumps(flips, indent=1) + "\n")
-        logger.info("Done: look at attributes.json in %s", self.output_dir.resolve())
         return report
 
     def enough(self, effects: StyleEffects, target: int) -> npt.NDArray[np.float32]:

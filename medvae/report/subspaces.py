@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,6 @@ __all__ = ["SubspaceEvaluation", "leakage_table"]
 
 Array = npt.NDArray[np.float64]
 Prepare = Callable[..., tuple[Tensor, Mapping[str, Tensor]]]
-
-logger = logging.getLogger("medvae")
 
 
 class SubspaceEvaluation:
@@ -96,7 +93,6 @@ class SubspaceEvaluation:
         table[[f"z{d}" for d in range(codes.shape[1])]] = codes
         write_text(self.output_dir / "codes.csv", table.to_csv(index=False))
         self._plot(codes, metrics)
-        logger.info("Done: look at the plots and metrics.md in %s", self.output_dir.resolve())
         return metrics
 
     def _predict(self) -> tuple[Array, Array]:

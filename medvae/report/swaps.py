@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,6 @@ Numbers = npt.NDArray[np.float64]
 SHOWN = 8  # images in a row of the pictures
 BATCH = 16
 NEIGHBOURS = 3  # of precision and recall
-
-logger = logging.getLogger("medvae")
 
 
 class SwapsMontaged(MapTransform):
@@ -141,7 +138,6 @@ class GanEvaluation:
             )
         write_text(self.output_dir / "images.json", json.dumps(metrics, indent=1) + "\n")
         self._plot(images, again, drawn)
-        logger.info("Done: look at swaps.png and images.json in %s", self.output_dir.resolve())
         return metrics
 
     def _reconstructed(self, data: Iterable[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,9 @@ def write_report(
         CohortError: no such folder, nothing of a run in it, or no permission to write.
     """
     run = Run(folder, models, subjects)
-    return write_page(report_page(run), run.results / "report.html")
+    path = write_page(report_page(run), run.results / "report.html")
+    logger.info("Done: open %s", path.resolve())
+    return path
 
 
 def report_page(run: Run) -> Page:
