@@ -26,7 +26,7 @@ from medvae.report.page.effects import effect_findings
 from medvae.report.page.latent import r2_chance_p95, shared
 from medvae.report.page.packing import packed_below
 from medvae.report.page.run import label_of
-from medvae.report.page.scores import Score
+from medvae.report.page.scores import Score, all_scores
 from medvae.report.page.verdict import beyond_chance, verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
@@ -264,6 +264,21 @@ def effects(low=0.1, predictability=0.0, outside=0.0, followed=0.9):
 def test_effects_in_words(changed, status, words):
     (found,) = [f for f in effect_findings(effects(**changed)) if words in f.text]
     assert found.status == status
+
+
+def test_runs_of_other_systems_compare_by_scores_of_their_own():
+    error = {"value": 0.1, "low": 0.0, "high": 0.2}
+    metrics = effects() | {
+        "heads": {"scanner": {"score": 0.9, "chance": 0.5}},
+        "leakage": {"matrix": {"balanced": {"scanner": {"sex": {"best": {"points": 4.2}}}}}},
+    }
+    metrics["quality"] |= {"composition": {"one_pass": error}, "reversibility": error}
+    found = {score.name: score for score in all_scores(metrics)}
+    assert found["head of scanner"].text == "0.90"
+    assert found["sex from scanner, points"].text == "4"
+    assert not found["sex from scanner, points"].higher_is_better
+    assert found["effect of B"].text == "0.2000 (0.1000 to 0.3000)"
+    assert found["composition: error"].text == "0.1000 (0.0000 to 0.2000)"
 
 
 def test_nothing_is_said_against_an_effect_without_doubts():

@@ -59,7 +59,10 @@ class Score(NamedTuple):
 
 
 def all_scores(metrics: Mapping[str, Any]) -> Iterator[Score]:
-    """Return the scores of a run: means over attributes, each attribute's, the class, the image."""
+    """Return the scores of a run: means over attributes, each attribute's, the class, the image.
+
+    Of other systems: what each subspace tells of every factor, effects, image quality.
+    """
     report = metrics.get("disentanglement", {}).get("scores", {})
     for key, part in report.items():
         yield Score(NAMES.get(key, key), part["mean"])
@@ -71,13 +74,32 @@ def all_scores(metrics: Mapping[str, Any]) -> Iterator[Score]:
         if key in (metrics.get("classification") or {}):
             yield Score(f"class: {name}", metrics["classification"][key])
     yield from _image_scores(metrics.get("reconstruction", {}))
+    yield from _factor_scores(metrics)
+    yield from _effect_scores(metrics)
+
+
+def _factor_scores(metrics: Mapping[str, Any]) -> Iterator[Score]:
+    for name, head in metrics.get("heads", {}).items():
+        yield Score(f"head of {name}", {"value": head["score"], "chance": head["chance"]})
+    matrix = metrics.get("leakage", {}).get("matrix", {}).get("balanced", {})
+    for name, row in matrix.items():
+        for factor, entry in row.items():
+            best = entry["best"]
+            known = {key: best.get(key) for key in ("low", "high", "chance_p95")}
+            told = {"value": best["points"], "chance": 0.0, **known}
+            yield Score(f"{factor} from {name}, points", told, name == factor, 0)
+
+
+def _effect_scores(metrics: Mapping[str, Any]) -> Iterator[Score]:
     for arm, effect in metrics.get("effects", {}).items():
-        entry = {"value": effect["region"]["all"].get("ate"), **effect["region"]["all"]}
-        yield Score(f"effect of {arm}", {"chance": 0.0, **entry}, digits=4)
-    for name, axis in (("composition", "one_pass"), ("reversibility", None)):
-        if name in metrics.get("quality", {}):
-            entry = metrics["quality"][name]
-            yield Score(f"{name}: error", entry[axis] if axis else entry, False, 4)
+        entry = effect["region"]["all"]
+        yield Score(
+            f"effect of {arm}", {"value": entry.get("ate"), "chance": 0.0, **entry}, True, 4
+        )
+    quality = metrics.get("quality", {})
+    if quality:
+        yield Score("composition: error", quality["composition"]["one_pass"], False, 4)
+        yield Score("reversibility: error", quality["reversibility"], False, 4)
 
 
 def _image_scores(report: Mapping[str, Any]) -> Iterator[Score]:
