@@ -10,6 +10,8 @@ from torch import Tensor
 
 from medvae.engines import TreatmentData
 
+# shares of ones of eighteen binary covariates: mothers' education and habits, sites, ...
+INFANTS = (0.5, 0.5, 0.35, 0.3, 0.2, 0.35, 0.5, 0.15, 0.05, 0.6, 0.95, *(0.13,) * 6, 0.1)
 WEIGHTS = (1.0, -0.7, 0.5)  # of the covariates in the prognostic score and in the propensity
 
 
@@ -20,6 +22,7 @@ class Truth(NamedTuple):
     potential: Tensor  # (N, 2, ...)
     score: Tensor
     propensity: Tensor
+    scale: float = 1.0  # that outcomes were divided by
 
 
 def tabular(n: int = 1500, overlap: float = 1.0, seed: int = 0) -> Truth:
@@ -30,6 +33,37 @@ def tabular(n: int = 1500, overlap: float = 1.0, seed: int = 0) -> Truth:
     potential = np.stack([m, m + 2 + 0.5 * m], 1)[:, :, None]
     outcome = potential[np.arange(n), treatment] + 0.5 * generator.normal(size=(n, 1))
     return _truth(outcome, treatment, x, potential, m, propensity)
+
+
+def infants(seed: int = 0) -> Truth:
+    """About 747 infants, 139 of them treated, as in the IHDP's response surface B (Hill 2011).
+
+    The covariates of that trial are in no package: these are drawn, six normal and nineteen
+    binary ones. As there, a trial is made observational: of 985 children 38 % are treated, and the
+    treated whose first binary covariate is 0 are removed, so that their like are in one arm alone.
+    With b of {0, .1, .2, .3, .4} by (.6, .1, .1, .1, .1), the mean is exp((x + 0.5) b) of controls,
+    x b - w of the treated, w so that their mean effect is 4, and the noise's variance 1.
+    """
+    generator = np.random.default_rng(seed)
+    n = 985
+    shared = generator.normal(size=(n, 1))  # covariates of a child go together
+    hidden = 0.3 * shared + np.sqrt(1 - 0.09) * generator.normal(size=(n, 25))
+    shares = np.array([0.37, *INFANTS])
+    binary = hidden[:, 6:] > np.quantile(hidden[:, 6:], 1 - shares, axis=0).diagonal()
+    x = np.concatenate([hidden[:, :6], binary], 1)
+    treatment = (generator.uniform(size=n) < 0.383).astype(np.int64)
+    kept = (treatment == 0) | (x[:, 6] == 1)
+    x, treatment = x[kept], treatment[kept]
+    b = generator.choice([0, 0.1, 0.2, 0.3, 0.4], size=25, p=[0.6, 0.1, 0.1, 0.1, 0.1])
+    control, treated = np.exp((x + 0.5) @ b), x @ b
+    treated = treated + 4 - (treated - control)[treatment == 1].mean()
+    potential = np.stack([control, treated], 1)[:, :, None]
+    rows = np.arange(len(x))
+    outcome = potential[rows, treatment] + generator.normal(size=(len(x), 1))
+    scale = float(outcome.std())
+    probability = np.where(x[:, 6] == 1, 0.383, 0.0)
+    truth = _truth(outcome / scale, treatment, x, potential / scale, x @ b, probability)
+    return truth._replace(scale=scale)
 
 
 def discs(

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from known_effects import tabular
+from known_effects import infants, tabular
 from scipy.optimize import linprog
 
 from medvae.metrics import (
@@ -221,3 +221,18 @@ def test_sensitivity_bounds_are_those_of_a_linear_program_and_close_for_strength
     assert wider.high > high
     with pytest.raises(ValueError, match="strength of at least 1"):
         marginal_sensitivity(y, treatment, e, 0.5)
+
+
+def test_infants_are_as_the_trial_was():
+    truth = infants(seed=1)
+    treated = truth.data.treatment == 1
+    effects = truth.scale * (truth.potential[:, 1] - truth.potential[:, 0])[:, 0]
+    assert 700 < len(treated) < 800
+    assert 100 < treated.sum() < 180
+    assert effects[treated].mean().item() == pytest.approx(4, abs=1e-3)
+    assert truth.data.covariates.shape[1] == 25
+    # one kind of child is in the control arm alone
+    assert (truth.data.covariates[treated, 6] == 1).all()
+    assert (truth.data.covariates[~treated, 6] == 0).any()
+    noise = truth.data.outcome[:, 0] - truth.potential[range(len(treated)), treated.long(), 0]
+    assert (truth.scale * noise).std().item() == pytest.approx(1, abs=0.1)

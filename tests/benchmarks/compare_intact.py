@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python -W ignore tests/benchmarks/compare_intact.py table --seeds 10
     OMP_NUM_THREADS=1 python -W ignore tests/benchmarks/compare_intact.py images --size 16 --dims 2
+    OMP_NUM_THREADS=1 python -W ignore tests/benchmarks/compare_intact.py infants --seeds 10
 
 Generators: tests/known_effects.py. Beta is chosen by `medvae.engines.choose_beta` for every
 overlap, on the first seed, from 2/3 of the subjects and by the rest. Prints a Markdown table: means
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from known_effects import Truth, balls, discs, tabular
+from known_effects import Truth, balls, discs, infants, tabular
 
 from medvae.engines import choose_beta, train_intact
 from medvae.losses import IntactVAELoss, PublicCodeLoss
@@ -44,10 +45,11 @@ Row = dict[str, float]
 
 def network(options: argparse.Namespace, **changes: object) -> IntactVAE:
     """Make the network of a benchmark."""
-    if options.truth == "table":
+    if options.truth != "images":
         table = {"in_channels": 0, "outcome_dim": 1, "latent_dim": 1}
         widths = {"hidden_channels": (100, 100), "prior_channels": (100, 100)}
-        return IntactVAE(covariates=3, **table | widths | changes)
+        covariates = 25 if options.truth == "infants" else 3
+        return IntactVAE(covariates=covariates, **table | widths | changes)
     halvings = int(np.log2(options.size)) - 2  # to a grid of 4
     image = {
         "spatial_dims": options.dims,
@@ -62,6 +64,8 @@ def network(options: argparse.Namespace, **changes: object) -> IntactVAE:
 
 def make(options: argparse.Namespace, overlap: float, seed: int, effect: float = 2.0) -> Truth:
     """Draw the subjects."""
+    if options.truth == "infants":
+        return infants(seed)
     if options.truth == "table":
         return tabular(options.subjects, overlap, seed)
     return discs(options.subjects, options.size, options.dims, overlap, effect, seed)
@@ -70,7 +74,7 @@ def make(options: argparse.Namespace, overlap: float, seed: int, effect: float =
 def fit(options: argparse.Namespace, truth: Truth, seed: int, loss: object, **changes) -> IntactVAE:
     """Train one network."""
     torch.manual_seed(seed)
-    batch, rate = (100, 3e-3) if options.truth == "table" else (64, 5e-3)
+    batch, rate = (100, 3e-3) if options.truth != "images" else (64, 5e-3)
     return train_intact(
         network(options, **changes), truth.data, loss, options.steps, batch, rate, seed=seed
     )
@@ -91,7 +95,8 @@ def both_arms(model: IntactVAE, truth: Truth, target: bool = False) -> tuple[np.
 def judged(options: argparse.Namespace, truth: Truth, arms: tuple[np.ndarray, ...]) -> Row:
     """Compare the outcomes under both arms with the truth."""
     effects, exact = arms[1] - arms[0], (truth.potential[:, 1] - truth.potential[:, 0]).numpy()
-    if options.truth == "table":
+    if options.truth != "images":
+        effects, exact = truth.scale * effects, truth.scale * exact
         given = truth.data.covariates.numpy(), truth.data.treatment.numpy()
         outside = outside_overlap(propensity(*given))
         found = {"error": abs(float(effects.mean() - exact.mean())), "PEHE": pehe(effects, exact)}
@@ -166,14 +171,15 @@ def chosen(options: argparse.Namespace, overlap: float) -> float:
     if options.beta is not None:
         return float(options.beta)
     data = make(options, overlap, 0).data
-    rows, train = torch.arange(options.subjects), 2 * options.subjects // 3
-    rate = 3e-3 if options.truth == "table" else 5e-3
+    count = len(data.outcome)
+    rows, train = torch.randperm(count, generator=torch.Generator().manual_seed(0)), 2 * count // 3
+    batch, rate = (100, 3e-3) if options.truth != "images" else (64, 5e-3)
     choice = choose_beta(
         lambda: network(options),
         data.rows(rows[:train]),
         data.rows(rows[train:]),
         steps=options.steps,
-        batch_size=100 if options.truth == "table" else 64,
+        batch_size=batch,
         learning_rate=rate,
     )
     for score in choice.scores:
@@ -204,7 +210,7 @@ def spread(values: list[float]) -> str:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("truth", choices=["table", "images"])
+    parser.add_argument("truth", choices=["table", "images", "infants"])
     parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--dims", type=int, default=2, choices=[2, 3])
     parser.add_argument("--subjects", type=int, default=1500)
@@ -213,7 +219,7 @@ def main() -> None:
     parser.add_argument("--overlaps", type=float, nargs="+", default=[1.0, 4.0])
     parser.add_argument("--beta", type=float, help="instead of the rule")
     options = parser.parse_args()
-    for overlap in options.overlaps:
+    for overlap in options.overlaps if options.truth != "infants" else [1.0]:
         start, beta = time.time(), chosen(options, overlap)
         rows: dict[str, list[Row]] = {}
         for name, estimate in estimators(options, beta).items():
