@@ -650,6 +650,7 @@ def test_overlays_only_set_keys_that_exist(path):
     ends = {
         "_factors": "disentangled_encoder",
         "_semisynthetic": "intact_vae",
+        "_slices": "intact_vae",
         "_stylex": "stylex",
     }
     bundle = next((name for end, name in ends.items() if path.stem.endswith(end)), "attri_vae")

@@ -142,11 +142,13 @@ FACTORS = {
         "judge_steps": 3,
     },
     "stylex": {
+        # what so small a classifier learns: with one class there is nothing to explain
+        "factors": {"size": {"column": "lv_area_mm2", "kind": "ordinal", "bins": [600]}},
         "channels": [8, 6],
         "latent_dim": 4,
         "mapping_layers": 2,
         "classifier_channels": [4, 4, 8, 8],
-        "classifier_steps": 3,
+        "classifier_steps": 100,
         "judge_steps": 3,
         "search_images": 4,
         "found": 2,
