@@ -21,11 +21,15 @@ Row = dict[str, object]
 class TableWriter:
     """Handler that collects rows batch by batch and writes them as a CSV after the last.
 
-    Rows are made before a batch is decollated and its images are brought to the subjects' grids.
+    A subclass says what the rows of a batch are.
 
     Args:
         path: the CSV.
         overwrite: replace an existing file.
+
+    Attributes:
+        made_at: the event at which rows are made: before a batch is decollated and its images are
+            brought to the subjects' grids.
     """
 
     made_at: EventEnum | Events = IterationEvents.FORWARD_COMPLETED
@@ -42,7 +46,7 @@ class TableWriter:
 
     def rows(self, engine: Engine) -> list[Row]:
         """Return the rows of a batch, all with the same columns."""
-        raise NotImplementedError
+        raise NotImplementedError  # a table has no rows of its own: its subclass knows them
 
     def _start(self, engine: Engine) -> None:
         or_exit(check_overwrite, [self.path], self.overwrite)

@@ -24,6 +24,7 @@ from medvae.report.quality import decoded
 __all__ = ["MeasuredEffects"]
 
 Array = npt.NDArray[np.float64]
+BATCH = 16  # images that are measured at once
 
 
 class MeasuredEffects:
@@ -38,6 +39,7 @@ class MeasuredEffects:
         spacing_mm: of their voxels.
         mask_labels: names of the mask's integers; None is one region.
         window: intensities that become 0 and 1; None measures those of the network's images.
+        in_channels: of the images.
         steps: batches that the U-Net is trained for.
         n_resamples: for intervals.
         seed: of training and intervals.
@@ -54,6 +56,7 @@ class MeasuredEffects:
         spacing_mm: Sequence[float] | float,
         mask_labels: MaskLabels | None = None,
         window: Sequence[float] | None = None,
+        in_channels: int = 1,
         steps: int = 1000,
         n_resamples: int = 500,
         seed: int = 0,
@@ -67,8 +70,9 @@ class MeasuredEffects:
                 )
         self.names, self.steps = tuple(names), steps
         self.n_resamples, self.seed, self.device = n_resamples, seed, device
-        size = tuple(image_size)
-        self.instrument = Instrument(names, size, spacing_mm, mask_labels, 1, window, device, seed)
+        self.instrument = Instrument(
+            names, tuple(image_size), spacing_mm, mask_labels, in_channels, window, device, seed
+        )
 
     def report(
         self,
@@ -84,7 +88,7 @@ class MeasuredEffects:
         """Train the U-Net, measure all test subjects under every arm, and return the effects.
 
         Args:
-            network: trained, of one channel.
+            network: trained.
             subjects: all N.
             masks: theirs, (N, 1, *S).
             columns: their covariates, (N, P), without NaN.
@@ -139,8 +143,11 @@ class MeasuredEffects:
         )
 
     def _measured(self, network: IntactVAE, data: TreatmentData, target: Tensor) -> Array:
-        images = decoded(network, data, target, self.device).clamp(0, 1)
-        return np.concatenate([self.instrument.measure(part) for part in images.split(16)])
+        return self._measure(decoded(network, data, target, self.device))
+
+    def _measure(self, images: Tensor) -> Array:
+        parts = images.clamp(0, 1).split(BATCH)
+        return np.concatenate([self.instrument.measure(part) for part in parts])
 
     def _simple(
         self, values: Array, treatment: npt.NDArray[Any], columns: Array, arm: int
@@ -158,10 +165,7 @@ class MeasuredEffects:
     def _true(self, subjects: TreatmentData, truth: Tensor, test: npt.NDArray[np.bool_]) -> Array:
         rows = torch.tensor(test)
         sign = 1 - 2.0 * subjects.treatment.numpy()[test]
-        own, other = (
-            np.concatenate([self.instrument.measure(part.clamp(0, 1)) for part in images.split(16)])
-            for images in (subjects.outcome[rows], truth[rows])
-        )
+        own, other = (self._measure(images[rows]) for images in (subjects.outcome, truth))
         return _mean(sign[:, None] * (other - own))
 
     def _entry(self, effects: Array, patients: npt.NDArray[Any]) -> dict[str, float | int | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["flip_report"]
 
+Flipped = tuple[npt.NDArray[np.bool_], npt.NDArray[np.intp], Tensor]
 TOGETHER = (1, 3, 5, 10)
 NEIGHBOURS = 3
 PER_IMAGE = 20
@@ -45,7 +46,7 @@ def flip_report(
         if count > 1 and count > max(map(len, lists.values())) and largest is not None:
             break
         first = {target: edits[:count] for target, edits in lists.items()}
-        flips, rows, images = _flipped(run, effects, tested, first)
+        flips, rows, images = _flipped_by_edits(run, effects, tested, first)
         if len(rows) == 0:
             break
         largest = (rows, images)
@@ -53,7 +54,7 @@ def flip_report(
         generator = np.random.default_rng(run.seed)
         for _ in range(5):
             drawn = {target: random_edits(effects, generator, count) for target in lists}
-            draws.append(_flipped(run, effects, tested, drawn)[0].mean())
+            draws.append(_flipped_by_edits(run, effects, tested, drawn)[0].mean())
         report["top"][str(count)] = {
             "flip_rate": mean_with_interval(flips, patients[rows], run.n_resamples),
             "random": {"value": float(np.mean(draws)), "sd": float(np.std(draws, ddof=1))},
@@ -69,23 +70,47 @@ def flip_report(
 
 
 def _flipped(
-    run: StylexSearch, effects: StyleEffects, tested: Encoded, lists: Mapping[int, Sequence[Edit]]
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.intp], Tensor]:
-    """Return which images take the class that edits lead to, their rows and the edited images."""
+    run: StylexSearch,
+    effects: StyleEffects,
+    tested: Encoded,
+    targets: Iterable[int],
+    edit: Callable[[int, Tensor], Tensor | None],
+) -> Flipped:
+    """Return which images take the class that edits lead to, their rows and the edited images.
+
+    Args:
+        run: the search.
+        effects: its effects.
+        tested: the images.
+        targets: classes; images of the class itself are left out.
+        edit: the images of a class and rows after their edits; None where there is no way to it.
+    """
     base = effects.head(tested.logits_again, run.task).argmax(1)
     flips, rows, images = [], [], []
-    for target, edits in lists.items():
+    for target in targets:
         others = np.flatnonzero(base != target)
         if len(others) == 0:
             continue
-        own = tested.styles[torch.as_tensor(others, device=tested.styles.device)]
-        edited = run.images_of(apply_edits(effects, own, edits))
+        edited = edit(target, torch.as_tensor(others, device=tested.styles.device))
+        if edited is None:
+            continue
         flips.append(effects.head(run.logits_of(edited), run.task).argmax(1) == target)
         rows.append(others)
         images.append(edited)
     if not rows:
         return np.zeros(0, bool), np.zeros(0, np.intp), tested.images[:0]
     return np.concatenate(flips), np.concatenate(rows), torch.cat(images)
+
+
+def _flipped_by_edits(
+    run: StylexSearch, effects: StyleEffects, tested: Encoded, lists: Mapping[int, Sequence[Edit]]
+) -> Flipped:
+    """Make each class's edits in the images of the others."""
+
+    def edit(target: int, rows: Tensor) -> Tensor:
+        return run.images_of(apply_edits(effects, tested.styles[rows], lists[target]))
+
+    return _flipped(run, effects, tested, lists, edit)
 
 
 @torch.no_grad()
@@ -95,30 +120,24 @@ def _flipped_by_direction(
     found: Encoded,
     tested: Encoded,
     targets: Sequence[int],
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.intp], Tensor]:
+) -> Flipped:
     """Move codes along the difference of the classes' mean codes, to its end among the searched."""
     size = run.network.latent_dim
-    base = effects.head(tested.logits_again, run.task).argmax(1)
     classes = effects.head(found.logits_again, run.task).argmax(1)
-    flips, rows, images = [], [], []
-    for target in targets:
-        others = np.flatnonzero(base != target)
+    code = found.w[:, :size]
+
+    def edit(target: int, rows: Tensor) -> Tensor | None:
         of_class = torch.as_tensor(classes == target, device=found.w.device)
-        if len(others) == 0 or not of_class.any() or of_class.all():
-            continue
-        code = found.w[:, :size]
+        if not of_class.any() or of_class.all():
+            return None
         direction = code[of_class].mean(0) - code[~of_class].mean(0)
         direction = direction / direction.norm().clamp_min(1e-12)
-        w = tested.w[torch.as_tensor(others, device=tested.w.device)].clone()
+        w = tested.w[rows].clone()
         step = (code @ direction).max() - w[:, :size] @ direction
         w[:, :size] += step[:, None] * direction
-        edited = in_batches(lambda part: shown(run.network.generator.synthesis(part)), w)
-        flips.append(effects.head(run.logits_of(edited), run.task).argmax(1) == target)
-        rows.append(others)
-        images.append(edited)
-    if not rows:
-        return np.zeros(0, bool), np.zeros(0, np.intp), tested.images[:0]
-    return np.concatenate(flips), np.concatenate(rows), torch.cat(images)
+        return in_batches(lambda part: shown(run.network.generator.synthesis(part)), w)
+
+    return _flipped(run, effects, tested, targets, edit)
 
 
 def _coverage(
