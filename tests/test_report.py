@@ -583,6 +583,30 @@ def test_viewer_shows_volumes_with_overlay_and_sliders(opened):
     assert severe(opened) == []
 
 
+def test_pictures_of_the_docs(root, pictured, browser, picture_folder):
+    """The verdict beside the 3D viewer, as `docs/report.md` shows them."""
+    js = browser.execute_script
+    size = {"width": 1000, "height": 1100, "deviceScaleFactor": 0.64, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get((pictured or root).joinpath("eval", "report.html").absolute().as_uri())
+    if not js("return !!document.createElement('canvas').getContext('webgl2')"):
+        pytest.skip("the browser has no WebGL 2, not even in software")
+    both = Image.new("RGB", (2 * 640, 704))
+    for column, tab in enumerate(("verdict", "viewer")):
+        browser.find_element("id", f"tab-{tab}").click()
+        if tab == "viewer":
+            assert waited(lambda: js("return document.querySelector('.viewer').dataset.ready"))
+            slider = "document.querySelector('.controls').elements['value']"
+            js(f"{slider}.value = {slider}.max; {slider}.dispatchEvent(new Event('input'))")
+            time.sleep(1)  # it draws what the slider asks for
+        shot = Image.open(BytesIO(browser.get_screenshot_as_png())).convert("RGB")
+        assert shot.size == (640, 704)
+        assert len(np.unique(shot)) > 50  # it is not blank
+        both.paste(shot, (640 * column, 0))
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    both.save(picture_folder / "phantom_report.png", optimize=True)
+
+
 def test_planes_take_the_viewers_place_without_webgl(opened):
     js = opened.execute_script
     js("HTMLCanvasElement.prototype.getContext = () => null")

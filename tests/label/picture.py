@@ -1,14 +1,8 @@
-"""What the server answers of a study, as a picture for the docs.
-
-    python tests/label/picture.py BUNDLE STUDY.nii.gz ATTRIBUTE docs/images/phantom_label.png
-
-BUNDLE is a trained Attri-VAE, such as `bundles/attri_vae` after the quick start; the study must be
-a phantom's where the picture is to be shown to others.
-"""
+"""What the server answers of a study, as a picture for the docs."""
 
 from __future__ import annotations
 
-import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -20,19 +14,18 @@ from medvae.label import Asked, ServedBundle
 from medvae.report.page.run import label_of
 
 
-def main(bundle: str, study: str, name: str, path: str) -> None:
+def draw_answers(served: ServedBundle, study: str, name: str, path: Path) -> None:
     """Ask for map, bins and both ends of a traversal, and draw the plane of the map's peak."""
-    served = ServedBundle(bundle)
     image = np.asarray(nib.load(study).dataobj)
     heat = served.answer({"image": study}, Asked(name, "map")).channels[0]
     bins = served.answer({"image": study}, Asked(name)).channels[0]
     ends = served.ranges[name]
     decoded = served.answer({"image": study}, Asked(name, "traversal", tuple(ends))).channels
     depth = int(np.unravel_index(heat.argmax(), heat.shape)[2])
-    figure = Figure(figsize=(11, 3.1), layout="constrained")
+    figure = Figure(figsize=(11, 3.1), layout="tight")
     axes = figure.subplots(1, 4)
     grey = {"cmap": "gray", "vmin": image.min(), "vmax": image.max()}
-    titles = ("float map", "bins, as Slicer and OHIF show them")
+    titles = ("float map", "bins")
     titles += tuple(f"{label_of(name)}: {value:.3g}" for value in ends)
     backs = (image, image, *decoded)
     for axis, back, title in zip(axes, backs, titles, strict=True):
@@ -51,7 +44,3 @@ def main(bundle: str, study: str, name: str, path: str) -> None:
 def steps(count: int) -> ListedColormap:
     """Return as many colours from dark to bright."""
     return ListedColormap(colormaps["inferno"](np.linspace(0.2, 0.95, count)))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

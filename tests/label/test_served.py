@@ -7,11 +7,14 @@ import threading
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
 import yaml
 from bodies_of_label import CONFIGS, MODEL, encoder_bundle, inferred, oblique
+from matplotlib.image import imread
+from picture import draw_answers
 
 from medvae.data import AttributeScaler, CohortError
 from medvae.label import (
@@ -164,6 +167,19 @@ def test_settings_are_those_of_the_training(served):
     assert served.training.shape[1] == 6
     for low, high in served.ranges.values():
         assert low < high
+
+
+def test_pictures_of_the_docs(served, root, pictured, picture_folder):
+    """The four answers of a test phantom, as `docs/label.md` shows them."""
+    name, root = "wall_thickness_mm", pictured or root
+    name = name if pictured else f"myocardium_{name}"
+    subjects = pd.read_csv(root / "eval" / "subjects.csv").query("split == 'test'")
+    picture = picture_folder / "phantom_label.png"
+    draw_answers(
+        ServedBundle(root) if pictured else served, subjects["image"].iloc[0], name, picture
+    )
+    height, width, _ = imread(picture).shape
+    assert (height, width) == (248, 880)
 
 
 def test_answers_are_the_bundles_own(served, root, tmp_path):
