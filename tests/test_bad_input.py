@@ -115,6 +115,13 @@ TABLES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     ),
     "duplicate id": (set_cell(3, "id", "s1"), ["'s1'", "more than once"]),
     "empty id": (set_cell(3, "id", None), ["'id'", "row 4"]),
+    "id that is a way out": (set_cell(3, "id", ".."), ["'id'", "'..'", "name of a file"]),
+    "id of two lines": (set_cell(3, "id", "a\nb"), ["'id'", "name of a file"]),
+    "long id": (set_cell(3, "id", "é" * 61), ["'id'", "120 bytes"]),
+    "ids of one file name": (
+        lambda folder: [set_cell(3, "id", "a/b")(folder), set_cell(4, "id", "a_b")(folder)],
+        ["'a/b', 'a_b'", "one file name"],
+    ),
     "empty image": (set_cell(3, "image", None), ["'image'", "'s3'"]),
     "missing files": (
         set_cell(slice(3, 5), "image", "nowhere.nii.gz"),

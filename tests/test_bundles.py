@@ -166,6 +166,7 @@ def test_training_leaves_model_metrics_and_plots(trained):
     assert metrics["classification"]["reference"]["auc"]["value"] is not None
     for plot in ("curves.png", "codes.png", "reconstructions.png"):
         assert (root / "eval" / plot).stat().st_size > 5000
+    assert list((root / "eval").glob("events.out.tfevents*"))  # TensorBoard's
     history = pd.read_csv(root / "eval" / "history.csv")
     assert list(history["epoch"]) == [1, 2]
     terms = ["reconstruction", "kl", "attribute", "leakage", "classification", "control"]
@@ -211,6 +212,8 @@ def test_evaluation_again_keeps_the_split_of_the_training_and_its_numbers(traine
     assert splits.to_dict() == CohortState.load(root / "models" / "cohort.json").splits
     metrics = (root / "eval" / "metrics.json").read_text()
     assert (tmp_path / "metrics.json").read_text() == metrics
+    with pytest.raises(SystemExit, match="metrics.json' are already there"):
+        run([CONFIGS / "train.yaml", CONFIGS / "evaluate.yaml"], overrides)
 
 
 def test_inference_writes_codes_and_reconstructions_on_the_subjects_grid(trained):
@@ -360,6 +363,9 @@ def test_manipulation_is_evaluated(trained, tmp_path):
     for plot in ("sweeps.png", "traversals.png"):
         assert (tmp_path / "e" / plot).stat().st_size > 3000
     assert not (root / "models" / "traversal.json").exists()
+    with pytest.raises(SystemExit, match="manipulation.json' are already there"):
+        run(configs, overrides)
+    overrides["overwrite"] = True
     written = (root / "models" / "instrument.pt").stat().st_mtime_ns
     run(configs, overrides | {"gif": True})
     result = json.loads((tmp_path / "e" / "manipulation.json").read_text())
@@ -431,6 +437,17 @@ def test_regions_need_masks(root3d, tmp_path):
         flow.initialize()
 
 
+@pytest.mark.parametrize("overlay", [(), ("phantoms.yaml",)])
+def test_phantoms_are_made_as_the_keys_say(tmp_path, overlay):
+    configs = [CONFIGS / "train.yaml", *(REPOSITORY / "configs" / "datasets" / o for o in overlay)]
+    keys = {"bundle_root": str(tmp_path), "spatial_dims": 2, "phantoms": 6, "confounding": 0.5}
+    flow = workflow(configs, keys)
+    table = flow.parser.get_parsed_content("subjects")
+    assert nib.load(table["image"][0]).shape[2:] in ((), (1,))
+    made = json.loads((tmp_path / "data" / "phantoms" / "phantoms.json").read_text())
+    assert (made["n"], made["spatial_dims"], made["confounding"]) == (6, 2, 0.5)
+
+
 def test_binary_attributes_are_recognised(root3d, tmp_path):
     attributes = [*ATTRIBUTES[3], "diagnosis"]
     overrides = training(root3d, ckpt_dir=str(tmp_path), attributes=attributes)
@@ -439,16 +456,17 @@ def test_binary_attributes_are_recognised(root3d, tmp_path):
     assert flow.parser.get_parsed_content("attribute_loss").binary == (False, False, True)
 
 
-def test_control_rises_from_nothing_to_its_weight(root3d, tmp_path):
+def test_control_and_beta_rise_from_nothing(root3d, tmp_path):
     folders = {"ckpt_dir": str(tmp_path), "output_dir": str(tmp_path)}
-    settings = {"max_epochs": 2, "control_weight": 20.0}
+    settings = {"max_epochs": 2, "control_weight": 20.0, "beta": 3.0, "warmup_epochs": 1}
     overrides = training(root3d, **folders) | settings | UNEVALUATED
     flow = workflow([CONFIGS / "train.yaml"], overrides)
     flow.initialize()
-    control = flow.parser.get_parsed_content("control")
-    assert control.weight == 0
+    control, loss = map(flow.parser.get_parsed_content, ("control", "loss"))
+    assert control.weight == loss.beta == 0
     flow.run()
     assert control.weight == 20
+    assert loss.beta == 3
     flow.finalize()
 
 
@@ -556,6 +574,9 @@ def test_reconstructions_of_equally_named_images(trained, tmp_path):
     written = {path.name for path in (tmp_path / "out").rglob("*.nii.gz")}
     kinds = ["reconstruction", *(f"map_{name}" for name in ATTRIBUTES[spatial_dims])]
     assert written == {f"{row['id']}_{kind}.nii.gz" for row in rows for kind in kinds}
+    (tmp_path / "out" / "predictions.csv").unlink()  # as an interrupted inference leaves it
+    with pytest.raises(SystemExit, match=f"{rows[0]['id']}'.* are already there"):
+        run([CONFIGS / "inference.yaml"], tiny(root, spatial_dims) | new, "infer")
 
 
 def test_metadata(tmp_path):

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from medvae.data import phantoms
 from medvae.engines.adversarial import average_gradients
-from medvae.losses import AttributeRegularizationLoss, AttriVAELoss
+from medvae.losses import AttributeRegularizationLoss, AttriVAELoss, ControlLoss
 from medvae.networks import AttriVAE
 
 STEPS, BATCH = 3, 4
@@ -34,11 +34,14 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def network() -> AttriVAE:
+NORMS = {"group": ("GROUP", {"num_groups": 2}), "instance": "INSTANCE"}
+
+
+def network(norm: str) -> AttriVAE:
     torch.manual_seed(0)
     vae = AttriVAE(
         2, image_size=8, latent_dim=5, channels=(4, 4), strides=(2, 1), hidden_channels=(8,),
-        dropout=0.0, norm=("GROUP", {"num_groups": 2}), head_channels=(), num_classes=1,
+        dropout=0.0, norm=NORMS[norm], head_channels=(), num_classes=1,
     )  # fmt: skip
     nn.init.zeros_(vae.log_var.weight)
     nn.init.constant_(vae.log_var.bias, -40.0)  # no noise, which two processes draw differently
@@ -54,15 +57,21 @@ def data() -> tuple[Tensor, Tensor, Tensor]:
     return images, attributes, labels
 
 
-def train(model: nn.Module, mine: slice) -> tuple[list[float], list[Tensor], list[Tensor]]:
+def train(
+    model: nn.Module, mine: slice, mean: bool, rank: int = 0
+) -> tuple[list[float], list[Tensor], list[Tensor]]:
     """Return the losses, the gradients of the first step and the weights after the last."""
     form = AttributeRegularizationLoss(published=1.0, ranking=1.0, correlation=1.0, regression=1.0)
-    loss = AttriVAELoss(form, beta=0.1, gamma=3.0, alpha=2.0, leakage=4.0, regularize_mean=True)
+    loss = AttriVAELoss(form, beta=0.1, gamma=3.0, alpha=2.0, leakage=4.0, regularize_mean=mean)
+    control = ControlLoss(tied=2, weight=5.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     losses, gradients = [], []
     for images, attributes, labels in zip(*data(), strict=True):
         optimizer.zero_grad()
-        value = loss(model(images[mine]), images[mine], attributes[mine], labels[mine])["loss"]
+        output = model(images[mine])
+        value = loss(output, images[mine], attributes[mine], labels[mine])["loss"]
+        torch.manual_seed(2 + rank)  # of the draws below, of which the first rank's count
+        value = value + control(getattr(model, "module", model), output.mean)
         value.backward()
         losses.append(float(value.detach()))
         if not gradients:
@@ -71,20 +80,35 @@ def train(model: nn.Module, mine: slice) -> tuple[list[float], list[Tensor], lis
     return losses, gradients, [p.detach().clone() for p in model.parameters()]
 
 
+CASES = [("group", True), ("instance", False)]  # normalisation, regularize_mean
+
+
 def worker(rank: int, port: int, results: str) -> None:
     torch.set_num_threads(1)
     address = f"tcp://localhost:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    model = DistributedDataParallel(network())
-    found = train(model, slice(rank * BATCH, (rank + 1) * BATCH))
+    mine = slice(rank * BATCH, (rank + 1) * BATCH)
+    found = {
+        norm: train(DistributedDataParallel(network(norm)), mine, mean, rank)
+        for norm, mean in CASES
+    }
     torch.save(found, f"{results}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_ranks_equal_one_with_the_doubled_batch(tmp_path: Path) -> None:
-    mp.spawn(worker, (free_port(), str(tmp_path)), nprocs=2)
-    losses, gradients, weights = train(network(), slice(None))
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+@pytest.fixture(scope="module")
+def of_two_ranks(tmp_path_factory: Any) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(worker, (free_port(), str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize(("norm", "mean"), CASES)
+def test_two_ranks_equal_one_with_the_doubled_batch(
+    of_two_ranks: Any, norm: str, mean: bool
+) -> None:
+    losses, gradients, weights = train(network(norm), slice(None), mean)
+    ranks = [found[norm] for found in of_two_ranks]
     means = [(a + b) / 2 for a, b in zip(ranks[0][0], ranks[1][0], strict=True)]
     assert means == pytest.approx(losses, rel=1e-5)
     for expected, *found in zip(gradients, ranks[0][1], ranks[1][1], strict=True):
@@ -92,7 +116,7 @@ def test_two_ranks_equal_one_with_the_doubled_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
     for expected, *found in zip(weights, ranks[0][2], ranks[1][2], strict=True):
         torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-6)
-    start = list(network().parameters())
+    start = list(network(norm).parameters())
     assert any((a - b).abs().max() > 1e-3 for a, b in zip(weights, start, strict=True))
 
 

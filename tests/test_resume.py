@@ -116,7 +116,7 @@ def test_killed_training_resumes_to_the_same_bits(cohort, uninterrupted, tmp_pat
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     left = torch.load(tmp_path / "models" / "checkpoint.pt", weights_only=True)
-    epochs = dict(zip(WHERE, (2, 1, 1, 4), strict=True))
+    epochs = dict(zip(WHERE, (2, 0, 0, 4), strict=True))  # the first save is of epoch 0
     assert left["epoch"] == epochs[where]
     evaluated = where == "during the evaluation"
     # the training is what is resumed: what follows it is run where it was cut off
@@ -141,6 +141,15 @@ def test_an_interrupted_run_is_not_continued_with_other_settings(cohort, tmp_pat
     run([CONFIGS / "train.yaml"], first | {"latent_dim": 7, "overwrite": True})
     with pytest.raises(SystemExit, match="already there"):
         run([CONFIGS / "train.yaml"], first | {"latent_dim": 7})
+
+
+def test_a_run_that_no_epoch_of_was_done_is_begun_anew_with_other_settings(cohort, tmp_path):
+    settings = overrides(cohort, tmp_path, max_epochs=1, run=["$@train::trainer.run()"])
+    stopped = {"train::trainer::epoch_length": 0, "run": ["$@train::handlers[0]._start(@train::trainer)"]}
+    run([CONFIGS / "train.yaml"], settings | stopped)
+    assert torch.load(tmp_path / "models" / "checkpoint.pt", weights_only=True)["epoch"] == 0
+    run([CONFIGS / "train.yaml"], settings | {"latent_dim": 7})
+    assert weights(tmp_path)["log_var.bias"].shape == (7,)
 
 
 def test_select_last_keeps_the_last_epoch(cohort, tmp_path):

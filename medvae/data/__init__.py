@@ -6,7 +6,7 @@ from medvae.data.errors import CohortError, FileError, configured, or_exit
 from medvae.data.factors import Factor, Factors, balanced_sampler
 from medvae.data.files import Volume, read_image, read_mask
 from medvae.data.measured import check_and_measure
-from medvae.data.output import check_overwrite, check_writable, write_text
+from medvae.data.output import check_overwrite, check_results, check_writable, write_text
 from medvae.data.phantom_cohort import phantoms
 from medvae.data.record import check_settings, write_record
 from medvae.data.run import check_factor_training, check_split_sizes, check_training
@@ -31,6 +31,7 @@ __all__ = [
     "check_and_measure",
     "check_factor_training",
     "check_overwrite",
+    "check_results",
     "check_settings",
     "check_split_sizes",
     "check_training",

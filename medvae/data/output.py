@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from medvae.data.errors import CohortError, listing
 
 __all__ = [
     "check_overwrite",
+    "check_results",
     "check_writable",
     "explained",
+    "file_stem",
     "replacing",
     "write_bytes",
     "write_text",
@@ -56,6 +58,23 @@ def check_overwrite(paths: Sequence[str | Path], overwrite: bool = False) -> Non
             f"The results {listing(existing)} are already there; "
             "expected another output folder, or the option overwrite."
         )
+
+
+def file_stem(subject: str) -> str:
+    """Return how the names of a subject's files begin: its id, where a slash makes no folder."""
+    return str(subject).replace("/", "_")
+
+
+def check_results(
+    output_dir: str | Path, table: str, subjects: Iterable[str], overwrite: bool = False
+) -> None:
+    """Refuse to replace what an inference has written: its table or a subject's folder.
+
+    Raises:
+        CohortError: one of them exists and ``overwrite`` is false.
+    """
+    folders = [Path(output_dir) / file_stem(subject) for subject in subjects]
+    check_overwrite([Path(output_dir) / table, *folders], overwrite)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 from monai.bundle import ConfigParser
+from tqdm import tqdm
 
 from medvae.data.errors import CohortError
 from medvae.data.output import write_text
@@ -32,11 +34,16 @@ PACKAGES = (
     "monai-medvae",
     "monai",
     "torch",
+    "pytorch-ignite",
     "numpy",
+    "scipy",
+    "pandas",
+    "scikit-learn",
+    "scikit-image",
     "nibabel",
     "simpleitk",
     "itk",
-    "scikit-image",
+    "torchio",
 )
 # What may differ between a run and its continuation: places, and what is done around the training.
 # The data themselves are compared by their fingerprint.
@@ -114,14 +121,14 @@ def write_record(path: str | Path, subjects: pd.DataFrame, seed: int) -> None:
         "seed": seed,
         "data": data_fingerprint(subjects),
         "versions": {"python": platform.python_version()} | _versions(),
-        "revision": _revision(),
+        "revision": _revision(Path(path).parent),
         "settings": run_settings(),
     }
     write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def data_fingerprint(subjects: pd.DataFrame) -> dict[str, Any]:
-    """Count a table's rows and hash its cells and the sizes of its files.
+    """Count a table's rows and hash its cells and the content of its files.
 
     Paths do not enter, so that a moved cohort keeps its fingerprint.
     """
@@ -129,10 +136,26 @@ def data_fingerprint(subjects: pd.DataFrame) -> dict[str, Any]:
     paths = [name for name in ("image", "mask") if name in subjects]
     table = subjects.drop(columns=[*paths, *(c for c in ("split",) if c in subjects)])
     digest.update(table.to_csv(index=False).encode())
-    for cell in subjects[paths].to_numpy().ravel():
-        file = Path(str(cell))
-        digest.update(str(file.stat().st_size if file.is_file() else -1).encode())
+    cells = subjects[paths].to_numpy().ravel()
+    for cell in tqdm(cells, "fingerprint of the data", leave=False, delay=2):
+        digest.update(_content(Path(str(cell))))
     return {"rows": len(subjects), "sha256": digest.hexdigest()}
+
+
+def _content(path: Path) -> bytes:
+    """Hash a file, or all files of a DICOM series' folder; of what is not there, nothing."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    states = [(file, file.stat()) for file in files if file.is_file()]
+    return b"".join(_hashed(str(f), state.st_size, state.st_mtime_ns) for f, state in states)
+
+
+@cache  # record and checkpoint ask for the same; a file that changes is read again
+def _hashed(path: str, size: int, changed: int) -> bytes:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.digest()
 
 
 def _is_component(value: Any) -> bool:
@@ -149,11 +172,13 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _revision() -> str | None:
-    """The package's git revision, with a + where files were changed; None where there is none."""
-    folder = Path(__file__).parents[2]
-    if not (folder / ".git").exists():
-        return None
+def _revision(run: Path) -> str | None:
+    """The git revision of the package's clone, or else of the one that the run lies in.
+
+    With a + where files were changed; None where there is none.
+    """
+    clone = Path(__file__).parents[2]
+    folder = clone if (clone / ".git").exists() else run
     try:
         revision, changes = (
             subprocess.run(

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 
 from medvae.data.errors import CohortError, listing, suggestion
+from medvae.data.output import file_stem
 
 __all__ = ["class_values", "datalist", "load_subjects", "numeric_column"]
 
 FILE_COLUMNS = ("image", "mask")
+MAX_ID_BYTES = 120  # leaves room for the attribute in the names of files, which end at 255
 MISSING = ["", "NA", "N/A", "NaN", "nan"]  # not "None" or "null": these may be classes
 
 
@@ -85,6 +87,21 @@ def _checked_ids(ids: pd.Series, name: str) -> pd.Series:
         raise CohortError(
             f"Column 'id' of {name} holds {listing(repeated)} more than once; "
             "expected every id in one row only."
+        )
+    stems = text.map(file_stem)
+    clashing = text[stems.duplicated(keep=False)]
+    if len(clashing):
+        raise CohortError(
+            f"Column 'id' of {name} holds {listing(clashing)}, which would share one file name, as "
+            "'/' becomes '_'; expected ids that differ otherwise."
+        )
+    unfit = text[stems.isin([".", ".."]) | text.str.contains("[\\x00-\\x1f\\\\]", regex=True)]
+    unfit = pd.concat([unfit, text[stems.map(lambda stem: len(stem.encode()) > MAX_ID_BYTES)]])
+    if len(unfit):
+        raise CohortError(
+            f"Column 'id' of {name} holds {listing(map(ascii, unfit.str.slice(0, 40)))}; expected ids that can "
+            f"begin the name of a file: no control character or backslash, neither '.' nor '..', "
+            f"and at most {MAX_ID_BYTES} bytes."
         )
     return text
 

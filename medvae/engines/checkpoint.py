@@ -39,10 +39,11 @@ def check_run(
     """
     checkpoint = Path(ckpt_dir) / CHECKPOINT
     if checkpoint.exists():
-        difference = settings_difference(run_settings(), _settings(checkpoint))
+        saved = _read(checkpoint)
+        difference = settings_difference(run_settings(), json.loads(saved.get("settings", "{}")))
         if resume and difference is None:
             return
-        if not overwrite:
+        if saved["epoch"] and not overwrite:  # before the first has ended there is nothing to lose
             reason = difference or "resume is false"
             raise CohortError(
                 f"A training in '{ckpt_dir}' was interrupted, and this one is not its "
@@ -117,6 +118,9 @@ class Checkpoint:
     def _start(self, engine: Engine) -> None:
         if (self.folder / CHECKPOINT).exists():
             self._load(engine, _read(self.folder / CHECKPOINT))
+        else:  # of epoch 0: a kill in the first one must not leave a model that nobody goes on from
+            saved = self._state(engine)
+            _on_first_rank(lambda: _write(saved, self.folder / CHECKPOINT))
         # now, so that validation and schedules of the epoch come first
         if not engine.has_event_handler(self._save, Events.EPOCH_COMPLETED):
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
@@ -144,7 +148,7 @@ class Checkpoint:
             self.evaluator.state.best_metric_epoch = saved["best_metric_epoch"]
         engine.logger.info("Resuming after epoch %d", engine.state.epoch)
 
-    def _save(self, engine: Engine) -> None:
+    def _state(self, engine: Engine) -> dict[str, Any]:
         state = None if self.evaluator is None else self.evaluator.state
         saved: dict[str, Any] = {name: part.state_dict() for name, part in self.parts.items()}
         saved |= {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
@@ -152,7 +156,11 @@ class Checkpoint:
         saved["best_metric_epoch"] = None if state is None else state.best_metric_epoch
         saved["data"] = self.data
         saved["settings"] = json.dumps(self.settings)
-        is_best = state is None or state.best_metric_epoch == engine.state.epoch
+        return saved
+
+    def _save(self, engine: Engine) -> None:
+        saved = self._state(engine)
+        is_best = self.evaluator is None or saved["best_metric_epoch"] == engine.state.epoch
 
         def write() -> None:
             if self.select == "last" or is_best:
@@ -189,7 +197,3 @@ def _read(path: Path) -> dict[str, Any]:
             f"The checkpoint '{path}' cannot be read ({type(error).__name__}); remove it to begin "
             "anew."
         ) from error
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    return dict(json.loads(_read(path).get("settings", "{}")))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from monai.inferers import Inferer
 from torch import Tensor
 
 from medvae.explain.maps import evaluating
@@ -220,7 +221,7 @@ def _check_strength(strength: float, extrapolate: bool) -> None:
         )
 
 
-class CounterfactualInferer:
+class CounterfactualInferer(Inferer):
     """Each subject of a batch under another arm, for `medvae.engines.IntactEvaluationStep`.
 
     Args:

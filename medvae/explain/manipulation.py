@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from monai.inferers import Inferer
 from torch import Tensor
 
+from medvae.data.output import file_stem
 from medvae.explain.maps import axis_of, evaluating
 from medvae.explain.readout import Readout
 
@@ -165,7 +167,7 @@ def there_and_back(
         return network.decode(start), there, network.decode(back)
 
 
-class TraversalInferer:
+class TraversalInferer(Inferer):
     """The same subjects with other codes, as a MONAI inferer: `inferer(image, network)`.
 
     Args:
@@ -229,7 +231,7 @@ class TraversalInferer:
         return torch.cat([series(network, inputs).flatten(1, 2) for series in self._series], 1)
 
     def _add(self, name: str, values: Any, series: Callable[[AttriVAE, Tensor], Tensor]) -> None:
-        self.values[name.replace("/", "_")] = [float(v) for v in values]
+        self.values[file_stem(name)] = [float(v) for v in values]
         self._series.append(series)
 
     def _traverse(self, network: AttriVAE, images: Tensor, axis: int, name: str) -> Tensor:

@@ -9,6 +9,7 @@ from itertools import product
 from typing import Any, Literal, get_args
 
 import torch
+from monai.inferers import Inferer
 from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
@@ -113,7 +114,7 @@ def attribute_maps(
     return maps if signed else maps.relu_()
 
 
-class AttributeMapInferer:
+class AttributeMapInferer(Inferer):
     """`attribute_maps` with its options, as a MONAI inferer: `inferer(image, network)`.
 
     Args:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from monai.inferers import Inferer
 from torch import Tensor
 
 from medvae.data.errors import CohortError
@@ -76,7 +77,7 @@ def load_edits(
     return [found[n - 1] for n in chosen]
 
 
-class StyleEditInferer:
+class StyleEditInferer(Inferer):
     """Each subject with one attribute more, as a MONAI inferer: `inferer(image, network)`.
 
     The base is the reconstruction: what an edit changes is to be seen against it.
@@ -93,10 +94,10 @@ class StyleEditInferer:
         self.classifier, self.edits = classifier, list(edits)
         self.titles = {"edits": ["reconstruction", *(edit.name for edit in edits)]}
 
-    def __call__(self, image: Tensor, network: StylEx) -> Tensor:
+    def __call__(self, inputs: Tensor, network: StylEx, *_: Any, **__: Any) -> Tensor:
         """Return the reconstruction and every edit, channels side by side: (B, (1 + K) C, *S)."""
         with torch.no_grad(), evaluating(network):
-            w = network.encode(image, network.probabilities(self.classifier(image)))
+            w = network.encode(inputs, network.probabilities(self.classifier(inputs)))
             styles = network.generator.styles(w)
             self._check(styles.shape[1])
             images = [network.decode(w)]

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from monai.inferers import Inferer
 from torch import Tensor
 
+from medvae.data.output import file_stem
 from medvae.explain.maps import evaluating
 
 if TYPE_CHECKING:
@@ -116,7 +118,7 @@ def interpolate_subspaces(
         return torch.stack([network.decode(torch.lerp(codes, end, share)) for share in shares], 1)
 
 
-class SwapInferer:
+class SwapInferer(Inferer):
     """Each subject with other subspaces, as a MONAI inferer: `inferer(image, network)`.
 
     Args:
@@ -175,7 +177,7 @@ class SwapInferer:
     def _add(
         self, name: str, titles: list[str], series: Callable[[Tensor, DisentangledGAN], Tensor]
     ) -> None:
-        self.titles[name.replace("/", "_")] = titles
+        self.titles[file_stem(name)] = titles
         self._series.append(series)
 
     def _swaps(self, image: Tensor, network: DisentangledGAN) -> Tensor:

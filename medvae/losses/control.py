@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import huber_loss
 
+from medvae.losses.gather import deal_rows, gather_batch
+
 __all__ = ["ControlLoss", "companions"]
 
 
@@ -39,7 +41,8 @@ class ControlLoss(nn.Module):
     the tied axis then moves little. Only the decoder learns from this: the encoder, which learns
     from true images alone, is the judge, in evaluation mode. Codes are recovered from decoded
     images in InfoGAN (Chen et al. 2016) and BicycleGAN (Zhu et al. 2017), too; there the encoder
-    learns from them as well.
+    learns from them as well. Of several ranks each decodes its part of one draw from the joint
+    batch.
 
     Args:
         tied: number of axes that belong to attributes, the first ones.
@@ -64,7 +67,7 @@ class ControlLoss(nn.Module):
         count = round(self.share * len(mean))
         if self.tied < 1 or count < 1 or len(mean) < 2:
             return mean.new_zeros(())
-        moved = self.move(mean.detach().float())[:count]
+        moved = deal_rows(self.move(gather_batch(mean.detach().float())), count)
         image = network.decode(moved)
         with _judging(network):
             read = network.encode(image)[0].float()

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["gather_batch"]
+__all__ = ["deal_rows", "gather_batch"]
 
 
 class _Gather(torch.autograd.Function):
@@ -39,6 +39,21 @@ def gather_batch(rows: Tensor) -> Tensor:
     The loss computed from them is to be averaged over the ranks, as DistributedDataParallel does.
     Every rank must have the same B: the data loader's drop_last sees to it.
     """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return rows
-    return _Gather.apply(rows)
+    return _Gather.apply(rows) if _several() else rows
+
+
+def deal_rows(rows: Tensor, count: int) -> Tensor:
+    """Return the next `count` rows for each rank, of those (M, ...) that the first rank has.
+
+    What every rank draws at random from a joint batch thus becomes one draw, which the ranks share
+    the work on.
+    """
+    if not _several():
+        return rows[:count]
+    dist.broadcast(rows, 0)
+    start = dist.get_rank() * count
+    return rows[start : start + count]
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

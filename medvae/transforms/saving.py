@@ -13,7 +13,7 @@ from monai.data import to_affine_nd
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from medvae.data.output import write_bytes
+from medvae.data.output import file_stem, write_bytes
 from medvae.transforms.affines import affine_of
 
 __all__ = ["SaveSubjectd"]
@@ -43,7 +43,7 @@ class SaveSubjectd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the files and return the item."""
-        subject = str(data["id"]).replace("/", "_")
+        subject = file_stem(data["id"])
         for key in self.key_iterator(dict(data)):
             names, image = self.files[str(key)], data[key]
             parts = [image] if isinstance(names, str) else [channel[None] for channel in image]
