@@ -562,6 +562,32 @@ class TestCommand:
         assert "glcm_correlation" in table
         assert "wall_thickness_mm" not in table
 
+    def test_pairs_of_phases_have_an_ejection_fraction(self, tmp_path: Path) -> None:
+        hearts = phantoms(tmp_path / "p", 4, end_systole=True)
+        phases = [hearts, hearts.drop(columns=["image", "mask"])[:3]]  # the last has one alone
+        phases[1] = phases[1].rename(columns={"image_es": "image", "mask_es": "mask"})
+        table = pd.concat(phases, ignore_index=True).drop(columns="ejection_fraction")
+        table["id"] = [f"row{number}" for number in range(7)]
+        table.drop(columns=["image_es", "mask_es"]).to_csv(tmp_path / "p" / "rows.csv", index=False)
+        arguments = [
+            str(tmp_path / "p" / "rows.csv"),
+            "--features",
+            "voxel_volume_ml",
+            "--label",
+            "lv=3",
+        ]
+        main([*arguments, "--output", str(tmp_path / "out.csv"), "--pair", "patient"])
+        found = pd.read_csv(tmp_path / "out.csv")["lv_ejection_fraction"]
+        truth = hearts["true_ejection_fraction"].to_numpy()
+        np.testing.assert_allclose(found, [*truth[:3], np.nan, *truth[:3]], atol=0.05)
+        for extra, sentence in (
+            (["--pair", "heart"], "Column 'heart' is not in the table"),
+            (["--pair", "id"], "No value of column 'id' is in exactly two rows"),
+            (["--pair", "patient", "--features", "sphericity"], "of voxel_volume_ml"),
+        ):
+            with pytest.raises(SystemExit, match=sentence):
+                main([*arguments, "--output", str(tmp_path / "not.csv"), *extra])
+
     def test_overwrites_only_when_asked(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.inferers import Inferer
 from monai.visualize import GradCAM
 from torch import Tensor, nn
 
@@ -124,7 +125,28 @@ def test_restores_the_network_when_a_target_raises():
         attribute_maps(vae, make_images(), [broken])
     assert vae.training
     assert torch.is_grad_enabled()
-    assert not any(m._forward_hooks for m in vae.modules())
+    assert not any(m._forward_hooks or m._backward_hooks for m in vae.modules())
+    assert all(p.grad is None and p.requires_grad for p in vae.parameters())
+
+
+def test_one_pass_over_the_encoder_for_all_attributes():
+    vae, passes = make_vae(), []
+    vae.encoder[0].register_forward_hook(lambda *_: passes.append(1))
+    attribute_maps(vae, make_images(), [*NAMES, 3, 4])
+    assert len(passes) == 1
+
+
+def test_any_network_and_callable():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(3, 2, 3, padding=1)]
+    network, images = nn.Sequential(*layers), make_images(2)
+    target = lambda output: output[:, 1].flatten(1).sum(1)  # noqa: E731
+    (name, _), *_ = network.named_children()
+    maps = attribute_maps(network, images, [target, 0], layer=name, method="hirescam")
+    assert maps.shape == (2, 2, 16, 16)
+    features = network[0](images)
+    weight = torch.autograd.grad(target(network[2](features.relu())).sum(), features)[0]
+    torch.testing.assert_close(maps[:, 0], (features * weight).sum(1).relu().detach())
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
@@ -237,6 +259,7 @@ def test_guided_filter_follows_an_edge_that_linear_blurs():
 
 
 def test_inferer_takes_the_names_of_the_network():
+    assert issubclass(AttributeMapInferer, Inferer)
     vae, images = make_vae(), make_images()
     maps = AttributeMapInferer(method="hirescam")(images, vae)
     assert torch.equal(maps, attribute_maps(vae, images, NAMES, method="hirescam"))

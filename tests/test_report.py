@@ -9,17 +9,31 @@ import sys
 import time
 import warnings
 from io import BytesIO
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from matplotlib import colormaps
 from PIL import Image
+from skimage.color import deltaE_ciede2000, rgb2lab
 from test_bundles import CONFIGS, REPOSITORY, run, tiny, training
 
 from medvae.data import CohortError, phantoms
-from medvae.report import Run, write_comparison, write_report
+from medvae.engines import TreatmentData
+from medvae.report import (
+    EffectEvaluation,
+    GanEvaluation,
+    Run,
+    colours,
+    plots,
+    write_comparison,
+    write_report,
+)
 from medvae.report.__main__ import main
+from medvae.report.examples import best_median_worst, write_examples
 from medvae.report.page import Finding, Heat, Note, Page, Picture, Section, Table, render
 from medvae.report.page.compare import difference
 from medvae.report.page.effects import effect_findings
@@ -28,6 +42,7 @@ from medvae.report.page.packing import packed_below
 from medvae.report.page.run import label_of
 from medvae.report.page.scores import Score, all_scores
 from medvae.report.page.verdict import beyond_chance, verdict
+from medvae.report.page.volumes import volume_colours
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 
@@ -391,6 +406,239 @@ def test_shared_is_the_squared_correlation():
     assert np.mean(r2 < r2_chance_p95(30)) == pytest.approx(0.95, abs=0.02)
 
 
+# ---- volumes of every system
+
+
+GRID = np.diag([3.0, 3.0, 4.0, 1.0])
+
+
+def written(folder, volumes, affine=GRID):
+    """Write volumes by kind into a subject's folder, named as all bundles name them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, values in volumes.items():
+        image = nib.Nifti1Image(np.asarray(values, np.float32), affine)
+        nib.save(image, folder / f"{folder.name}_{kind}.nii.gz")
+
+
+def of_another_system(folder):
+    """Leave of a run what is there of all systems."""
+    (folder / "eval" / "metrics.json").write_text('{"split": "test", "leakage": {}}')
+    shutil.rmtree(folder / "eval" / "examples")
+    return folder / "eval"
+
+
+def unpacked(subject, kind):
+    return nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(subject["volumes"][kind])))
+
+
+def drawn(seed, *shape):
+    return np.random.default_rng(seed).uniform(0, 1200, shape or (8, 7, 6))
+
+
+def test_a_counterfactual_is_shown_with_its_difference(copied):
+    under, difference = drawn(0), drawn(1) - 600
+    volumes = {"counterfactual_B": under, "difference_B": difference, "uncertainty_B": drawn(2)}
+    written(of_another_system(copied) / "counterfactuals" / "p1", volumes)
+    (shown,) = viewer_data(page(copied))["subjects"]
+    assert shown["volumes"].keys() == {"change_B", "uncertainty_B", "reconstruction"}
+    (arm,) = shown["attributes"]
+    assert (arm["name"], arm["kinds"]) == ("B", ["counterfactual", "uncertainty"])
+    change, start = unpacked(shown, "change_B"), unpacked(shown, "reconstruction")
+    np.testing.assert_allclose(change.affine, GRID)
+    step = change.dataobj.slope
+    np.testing.assert_allclose(change.get_fdata()[..., 0], difference, atol=1.1 * step)
+    np.testing.assert_allclose(start.get_fdata(), under - difference, atol=step)
+
+
+def test_maps_of_an_encoder_lie_on_the_image(copied):
+    volumes = {"image": drawn(0), "map_scanner": drawn(1), "map_sex": drawn(2)}
+    written(of_another_system(copied) / "inference" / "p1", volumes)
+    (shown,) = viewer_data(page(copied))["subjects"]
+    assert shown["volumes"].keys() == volumes.keys()
+    assert [a["label"] for a in shown["attributes"]] == ["scanner", "sex"]
+
+
+def test_swaps_of_a_gan_are_shown_with_their_titles(copied):
+    start, series = drawn(0), drawn(1, 8, 7, 6, 3)
+    folder = of_another_system(copied) / "inference" / "p1"
+    written(folder, {"reconstruction": start, "from_p2": series, "map_sex": drawn(2)})
+    titles = {"from_p2": ["reconstruction", "sex", "all"]}
+    (folder / "p1_swaps.json").write_text(json.dumps(titles))
+    (shown,) = viewer_data(page(copied))["subjects"]
+    by_name = {a["name"]: a for a in shown["attributes"]}
+    assert by_name["from_p2"]["titles"] == titles["from_p2"]
+    change = unpacked(shown, "change_from_p2")
+    expected = series - start[..., None]
+    np.testing.assert_allclose(change.get_fdata(), expected, atol=1.1 * change.dataobj.slope)
+
+
+def test_edits_of_a_subject_come_from_every_pair_of_it(copied):
+    pairs = of_another_system(copied) / "pairs"
+    for attribute, seed in (("attribute01", 1), ("attribute02", 2)):
+        written(pairs / attribute / "p1", {"before": drawn(0), "after": drawn(seed)})
+    (shown,) = viewer_data(page(copied))["subjects"]
+    assert shown["volumes"].keys() == {
+        "reconstruction",
+        "change_attribute01",
+        "change_attribute02",
+    }
+    inferred = {"reconstruction": drawn(0)} | {f"attribute0{k}_up": drawn(k) for k in (1, 2, 3)}
+    written(copied / "eval" / "inference" / "p1", inferred)  # more of the same subject
+    (shown,) = viewer_data(page(copied))["subjects"]
+    assert [a["label"] for a in shown["attributes"]] == [f"attribute0{k} up" for k in (1, 2, 3)]
+
+
+def test_what_lies_on_another_grid_is_said_and_not_shown(copied):
+    folder = of_another_system(copied) / "inference" / "p1"
+    written(folder, {"image": drawn(0), "map_sex": drawn(1, 8, 7, 5)})
+    written(folder, {"map_scanner": drawn(2)}, np.diag([1.0, 1, 1, 1]))
+    html = page(copied)
+    (shown,) = viewer_data(html)["subjects"]
+    assert shown["volumes"].keys() == {"image"}
+    for name in ("scanner", "sex"):
+        assert f"p1_map_{name}.nii.gz lies on another grid" in html
+
+
+def test_examples_are_the_best_the_median_and_the_worst(copied):
+    folder = of_another_system(copied) / "examples"
+    reasons = best_median_worst(["a", "b", "c/1"], np.array([10.0, 30.0, 20.0]))
+    assert reasons == {
+        "b": "best reconstruction",
+        "c/1": "median reconstruction",
+        "a": "worst reconstruction",
+    }
+    unit = {"image": drawn(0, 1, 8, 7, 6) / 1200, "reconstruction": drawn(1, 1, 8, 7, 6) / 1200}
+    unit["counterfactual_B"] = drawn(2, 1, 8, 7, 6) / 1200
+    write_examples(folder, dict.fromkeys(reasons, unit), reasons, [3, 3, 4], [100, 900])
+    saved = nib.load(folder / "c_1" / "c_1_image.nii.gz")
+    np.testing.assert_allclose(saved.affine, GRID)
+    np.testing.assert_allclose(saved.get_fdata(), 100 + 800 * unit["image"][0], rtol=1e-5)
+    shown = viewer_data(page(copied))["subjects"]
+    assert [(s["id"], s["why"].split()[0]) for s in shown] == [
+        ("b", "best"),
+        ("c_1", "median"),
+        ("a", "worst"),
+    ]
+
+
+def test_a_gans_evaluation_writes_what_its_viewer_shows(copied, monkeypatch):
+    monkeypatch.setattr("medvae.report.swaps.swap_subspaces", lambda _, image, donor, name: donor)
+    network = SimpleNamespace(subspaces=SimpleNamespace(names=["sex", "free"]))
+    results = of_another_system(copied)
+    images = torch.rand(5, 1, 8, 7, 6)
+    errors = torch.tensor([3.0, 1, 5, 2, 4]).reshape(5, 1, 1, 1, 1) / 50
+    evaluation = GanEvaluation(network, None, [], [], None, results, window=(0, 1200))
+    evaluation._show_examples(images, images + errors, ["a", "b", "c", "d", "e"])
+    shown = viewer_data(page(copied))["subjects"]
+    assert [s["id"] for s in shown] == ["b", "a", "c"]
+    (swap,) = shown[0]["attributes"]
+    assert (swap["name"], swap["titles"]) == ("from_a", ["its sex", "its free"])
+    change = unpacked(shown[0], "change_from_a").get_fdata()
+    expected = 1200 * (images[0] - images[1] - errors[1])[0].numpy()
+    np.testing.assert_allclose(change[..., 1], expected, atol=12)
+
+
+def test_an_intact_evaluation_writes_what_its_viewer_shows(copied, monkeypatch):
+    own = torch.tensor([0, 1, 2, 0])
+    # decoding gives the arm, and the best reconstruction is that of the arm 2
+    monkeypatch.setattr(
+        "medvae.report.effects.decoded",
+        lambda _, data, arms, __: arms.reshape(-1, 1, 1, 1, 1).float().expand(-1, 1, 8, 7, 6) / 2,
+    )
+    light = torch.tensor([0.3, 0.2, 0.9, 0.5]).reshape(4, 1, 1, 1, 1)
+    images = torch.rand(4, 1, 8, 7, 6) * 0.1 + light
+    table = pd.DataFrame({"id": ["a", "b", "c", "d", "e"]})
+    roles = SimpleNamespace(cohort=SimpleNamespace(subjects=table), arms=["A", "B", "C/D"])
+    results = of_another_system(copied)
+    evaluation = EffectEvaluation(None, roles, [], None, results, window=(0, 1000))
+    test = torch.tensor([True, True, False, True, True])
+    evaluation._show_examples(TreatmentData(images, own, torch.zeros(4, 1)), test)
+    shown = {s["id"]: s for s in viewer_data(page(copied))["subjects"]}
+    assert list(shown)[0] == "d"
+    assert [a["name"] for a in shown["d"]["attributes"]] == ["A", "B"]
+    change = unpacked(shown["d"], "change_B")
+    np.testing.assert_allclose(change.get_fdata(), -500, atol=2 * change.dataobj.slope)
+
+
+def test_reconstructions_are_ranked(monkeypatch, tmp_path):
+    plotted = []
+    monkeypatch.setattr(plots, "plot_reconstructions", lambda *args: plotted.append(args))
+    images = np.full((20, 1, 8, 8), 0.5, np.float32)
+    errors = np.random.default_rng(0).permutation(20) / 40 + 0.01
+    plots.plot_ranked(
+        images,
+        images + errors[:, None, None, None],
+        [f"s{k}" for k in range(20)],
+        tmp_path / "r.png",
+    )
+    ((_, _, titles, _),) = plotted
+    assert len(titles) == 8
+    order = [int(title.split("\n")[0][1:]) for title in titles]
+    assert list(errors[order]) == sorted(errors[order])
+    assert {errors[order].min(), errors[order].max()} == {errors.min(), errors.max()}
+    assert titles[0].endswith(f"{-20 * np.log10(0.01):.1f} dB")
+
+
+# ---- colours
+
+
+SCALES = {getattr(colours, name) for name in ("GREY", "EVIDENCE", "SHARE", "SIGNED")}
+# Machado 2009: how strong a deuteranopia and a protanopia see linear RGB
+COLOUR_BLIND = {
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+}
+
+
+def seen_as(name, seen):
+    """What an eye sees of 101 steps of a scale, as CIELAB."""
+    rgb = colormaps[name](np.linspace(0, 1, 101))[:, :3]
+    linear = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    linear = np.clip(linear @ np.asarray(seen).T, 0, 1)
+    return rgb2lab(
+        np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+    )
+
+
+@pytest.mark.parametrize("name", sorted(SCALES))
+def test_scales_are_uniform_and_safe_for_the_colour_blind(name):
+    lab = seen_as(name, np.eye(3))
+    tenths = deltaE_ciede2000(lab[1:], lab[:-1]).reshape(-1, 10).sum(1)
+    assert tenths.max() < 2.5 * tenths.min()  # of hot it is 2.7 times, of jet 3.3
+    for eye in (np.eye(3), *COLOUR_BLIND.values()):
+        steps = np.diff(seen_as(name, eye)[:, 0])
+        if name == colours.SIGNED:  # the farther from 0 the lighter, on either side
+            assert (steps[:47] < 0).all()
+            assert (steps[53:] > 0).all()
+        else:
+            assert (steps > 0).all()
+
+
+def test_every_drawing_takes_its_scale_from_the_list():
+    scale = re.compile(r"""(?:cmap=|colormaps\[|colormap: )["']([^"']+)""")
+    found = {
+        (path.name, name)
+        for path in (REPOSITORY / "medvae" / "report").rglob("*.[pj][ys]")
+        for name in scale.findall(path.read_text())
+    }
+    of_the_viewer = {("viewer.js", name) for name in ("gray", "evidence", "more")}
+    assert found == of_the_viewer
+    data = {"evidence": colours.EVIDENCE, "more": colours.SIGNED, "less": colours.SIGNED}
+    for name, scale_of in data.items():
+        ends = volume_colours()[name]
+        last = [ends[channel][-1] for channel in "RGB"]
+        table = colormaps[scale_of]([0.0, 1.0], bytes=True)[:, :3].tolist()
+        assert last in table
+
+
 @pytest.mark.parametrize(
     ("name", "label"),
     [
@@ -438,8 +686,8 @@ def test_a_new_system_needs_no_new_template():
 # ---- in a browser
 
 
-@pytest.fixture(scope="module")
-def browser():
+def headless_chromium():
+    """Start a browser that draws with WebGL in software; skip where there is none."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     names = ("chromium", "chromium-browser", "google-chrome")
     chromium = next(filter(None, map(shutil.which, names)), None)
@@ -452,7 +700,12 @@ def browser():
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = webdriver.ChromeService(executable_path=driver)
-    with webdriver.Chrome(options=options, service=service) as opened:
+    return webdriver.Chrome(options=options, service=service)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with headless_chromium() as opened:
         yield opened
 
 
@@ -474,6 +727,25 @@ def opened(root, browser):
     return browser
 
 
+# the viewer, or the planes in its place
+STARTED = """
+return document.querySelector('.viewer').dataset.ready || !!document.querySelector('.stills img')
+"""
+# what is chosen in a menu that is too narrow for it, and text beyond the window's edge
+CUT = """
+const texts = document.querySelectorAll('main table:not(.numbers) td, main figcaption, main label');
+const beyond = [...texts].filter((e) => e.getBoundingClientRect().right > innerWidth);
+const narrow = [...document.querySelectorAll('main select')].filter((menu) => {
+  const text = document.createElement('span');
+  text.style.cssText = 'position: absolute; white-space: pre; font: inherit';
+  text.textContent = menu.selectedOptions[0]?.textContent || '';
+  menu.parentElement.append(text);
+  const width = text.getBoundingClientRect().width + 24;
+  text.remove();
+  return menu.offsetWidth && width > menu.offsetWidth;
+});
+return [...beyond, ...narrow].map((e) => e.textContent.slice(0, 80));
+"""
 SHOWN = "return [...document.querySelectorAll('main > section:not([hidden])')].map(s => s.id)"
 
 
@@ -510,6 +782,30 @@ def test_points_are_drawn_and_named(opened):
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.parametrize(("width", "height"), [(8.27, 11.69), (8.5, 11)])
+def test_the_page_prints(opened, width, height):
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    size = {"paperWidth": width, "paperHeight": height}
+    printed = base64.b64decode(opened.execute_cdp_cmd("Page.printToPDF", size)["data"])
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert printed.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type\s*/Page\b", printed)) >= 5
+    assert severe(opened) == []
+
+
+def test_a_comparison_opens_without_errors(root, copied, tmp_path, browser):
+    path = write_comparison([root, copied], tmp_path / "compare.html")
+    browser.get("about:blank")
+    browser.get_log("browser")
+    browser.get(path.as_uri())
+    for tab in browser.find_elements("css selector", "[role=tab]"):
+        tab.click()
+        (section,) = browser.execute_script(SHOWN)
+        assert section == tab.get_attribute("id").removeprefix("tab-")
+        assert browser.find_element("id", section).size["height"] > 50
+    assert severe(browser) == []
+
+
 def test_print_shows_every_section_and_dark_mode_is_dark(opened):
     js = opened.execute_script
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
@@ -529,18 +825,29 @@ def test_nothing_is_wider_than_the_window(opened, width):
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     for tab in opened.find_elements("css selector", "[role=tab]"):
-        if tab.get_attribute("id") != "tab-viewer":
-            tab.click()
-            assert opened.execute_script("return document.documentElement.scrollWidth") <= width
+        tab.click()
+        if tab.get_attribute("id") == "tab-viewer":
+            assert waited(lambda: opened.execute_script(STARTED))
+        assert opened.execute_script("return document.documentElement.scrollWidth") <= width
+        assert opened.execute_script(CUT) == []
     opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_viewer_shows_volumes_with_overlay_and_sliders(opened):
-    js = opened.execute_script
-    if not js("return !!document.createElement('canvas').getContext('webgl2')"):
+WEBGL = "return !!document.createElement('canvas').getContext('webgl2')"
+
+
+@pytest.fixture
+def viewed(opened):
+    """The page at its viewer, once that has started."""
+    if not opened.execute_script(WEBGL):
         pytest.skip("the browser has no WebGL 2, not even in software")
     opened.find_element("id", "tab-viewer").click()
-    assert waited(lambda: js("return document.querySelector('.viewer').dataset.ready"))
+    assert waited(lambda: opened.execute_script(STARTED))
+    return opened
+
+
+def test_viewer_shows_volumes_with_overlay_and_sliders(viewed):
+    opened, js = viewed, viewed.execute_script
     assert not js("return document.querySelector('.controls').hidden")
 
     def set_to(name, value, event="input"):
@@ -583,13 +890,90 @@ def test_viewer_shows_volumes_with_overlay_and_sliders(opened):
     assert severe(opened) == []
 
 
+def test_sliders_and_menus_work_from_the_keyboard(viewed):
+    js, keys = viewed.execute_script, sys.modules["selenium.webdriver.common.keys"].Keys
+
+    def pressed(name, *what):
+        field = viewed.find_element("css selector", f".controls [name={name}]")
+        js("arguments[0].focus()", field)
+        viewed.switch_to.active_element.send_keys(*what)
+
+    said = "return document.querySelector(`.controls [name=${arguments[0]}]`).value"
+    caption = "return document.querySelectorAll('.viewer figcaption')[1].textContent"
+    pressed("value", keys.HOME)
+    assert waited(lambda: js(said, "asked") in js(caption))
+    first, decoded = js(said, "asked"), js(caption)
+    pressed("value", keys.ARROW_RIGHT, keys.ARROW_RIGHT)
+    assert waited(lambda: js(said, "asked") != first and js(caption) != decoded)
+    assert js(said, "value") == "2"
+    pressed("opacity", keys.HOME)
+    assert waited(lambda: js(said, "shown") == "0 %")
+    pressed("opacity", keys.ARROW_RIGHT)
+    assert waited(lambda: js(said, "shown") == "5 %")
+    pressed("overlay", keys.SPACE)
+    assert waited(lambda: js(said, "shown") == "off")
+    before = js(caption)
+    pressed("attribute", keys.ARROW_DOWN)
+    assert waited(lambda: js(caption) != before)
+    assert severe(viewed) == []
+
+
+def lines(browser, canvas):
+    """Where, as shares of a canvas, the column and the row of its crosshair are."""
+    picture = browser.find_element("css selector", f"canvas.{canvas}").screenshot_as_png
+    pixels = np.asarray(Image.open(BytesIO(picture)).convert("RGB")).astype(int)
+    found = np.abs(pixels - [87, 181, 232]).max(2) < 60
+    found[int(0.85 * len(pixels)) :] = False  # the scales have a frame of the same colour
+    assert found.sum() > 100
+    return found.sum(0).argmax() / found.shape[1], found.sum(1).argmax() / found.shape[0]
+
+
+def test_crosshairs_are_linked(viewed):
+    """A click in either picture moves the lines of both to where the click was."""
+    actions = pytest.importorskip("selenium.webdriver").ActionChains
+    viewed.execute_script(
+        "const f = document.querySelector('.controls').elements;"
+        "f.overlay.click(); f.view.value = '0'; f.view.dispatchEvent(new Event('change'));"
+        "document.querySelector('.canvases').scrollIntoView()"
+    )
+    time.sleep(0.5)  # it has scrolled
+    for clicked, x, y in (("left", -60, -60), ("right", 50, -90), ("left", 20, 30)):
+        canvas = viewed.find_element("css selector", f"canvas.{clicked}")
+        actions(viewed).move_to_element_with_offset(canvas, x, y).click().perform()
+        wanted = [0.5 + x / canvas.size["width"], 0.5 + y / canvas.size["height"]]
+        for each in ("left", "right"):
+            assert waited(lambda e=each, w=wanted: np.allclose(lines(viewed, e), w, atol=0.04), 10)
+    assert severe(viewed) == []
+
+
+def test_a_counterfactual_is_drawn_with_its_difference(copied, browser):
+    if not browser.execute_script(WEBGL):
+        pytest.skip("the browser has no WebGL 2, not even in software")
+    blob = np.zeros((8, 7, 6))
+    blob[2:6, 2:5, 1:5] = 300
+    volumes = {"counterfactual_B": drawn(0) / 3 + blob, "difference_B": blob}
+    written(of_another_system(copied) / "counterfactuals" / "p1", volumes)
+    browser.get("about:blank")
+    browser.get_log("browser")
+    browser.get(write_report(copied).as_uri() + "#viewer")
+    assert waited(lambda: browser.execute_script(STARTED))
+    texts = browser.find_elements("css selector", ".viewer figcaption")
+    assert "The counterfactual under B." in texts[1].text
+    time.sleep(0.5)
+    picture = browser.find_element("css selector", "canvas.right").screenshot_as_png
+    pixels = np.asarray(Image.open(BytesIO(picture)).convert("RGB")).astype(int)
+    red, blue = (pixels[: int(0.85 * len(pixels)), :, c] for c in (0, 2))
+    assert (red - blue > 30).mean() > 0.02  # where it is brighter
+    assert severe(browser) == []
+
+
 def test_pictures_of_the_docs(root, pictured, browser, picture_folder):
     """The verdict beside the 3D viewer, as `docs/report.md` shows them."""
     js = browser.execute_script
     size = {"width": 1000, "height": 1100, "deviceScaleFactor": 0.64, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get((pictured or root).joinpath("eval", "report.html").absolute().as_uri())
-    if not js("return !!document.createElement('canvas').getContext('webgl2')"):
+    if not js(WEBGL):
         pytest.skip("the browser has no WebGL 2, not even in software")
     both = Image.new("RGB", (2 * 640, 704))
     for column, tab in enumerate(("verdict", "viewer")):

@@ -145,7 +145,10 @@ def test_an_interrupted_run_is_not_continued_with_other_settings(cohort, tmp_pat
 
 def test_a_run_that_no_epoch_of_was_done_is_begun_anew_with_other_settings(cohort, tmp_path):
     settings = overrides(cohort, tmp_path, max_epochs=1, run=["$@train::trainer.run()"])
-    stopped = {"train::trainer::epoch_length": 0, "run": ["$@train::handlers[0]._start(@train::trainer)"]}
+    stopped = {
+        "train::trainer::epoch_length": 0,
+        "run": ["$@train::handlers[0]._start(@train::trainer)"],
+    }
     run([CONFIGS / "train.yaml"], settings | stopped)
     assert torch.load(tmp_path / "models" / "checkpoint.pt", weights_only=True)["epoch"] == 0
     run([CONFIGS / "train.yaml"], settings | {"latent_dim": 7})

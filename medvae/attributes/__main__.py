@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medvae.attributes import feature_names
+from medvae.attributes import ejection_fraction, feature_names
 from medvae.data.errors import CohortError, listing, or_exit
 from medvae.data.measured import MaskLabels, check_and_measure
 from medvae.data.output import check_overwrite, check_writable, write_text
@@ -27,6 +27,7 @@ def add_attributes(
     spatial_dims: int = 3,
     in_channels: int = 1,
     bin_count: int | None = None,
+    pair: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -45,6 +46,8 @@ def add_attributes(
         spatial_dims: 2 or 3.
         in_channels: channels that every image must have.
         bin_count: grey levels of the texture features, see :func:`medvae.attributes.measure`.
+        pair: the column that has one value in both rows of a heart, its phases: adds
+            `ejection_fraction` of every label's voxel volume, to both.
         overwrite: replace ``output`` if it exists, and columns of the same name.
         progress: show a bar.
 
@@ -58,7 +61,9 @@ def add_attributes(
     check_overwrite([output], overwrite)
     subjects, table = load_subjects(csv), read_table(csv, dtype=str, na_values=[])
     names = _names(spatial_dims, mask_labels, features)
-    present = [name for name in names if name in table]
+    volumes = _paired_volumes(names, subjects, pair) if pair else []
+    fractions = [name.replace("voxel_volume_ml", "ejection_fraction") for name in volumes]
+    present = [name for name in [*names, *fractions] if name in table]
     if present and not overwrite:
         raise CohortError(
             f"The table '{csv}' already has the columns {listing(present)}; "
@@ -73,10 +78,15 @@ def add_attributes(
         bin_count=bin_count,
         progress=progress,
     )
+    for name, volume in zip(fractions, volumes, strict=True):
+        measured[name] = measured.groupby(pair)[volume].transform(_ejected)
     source, target = Path(csv).absolute().parent, Path(output).absolute().parent
     for column in (column for column in FILE_COLUMNS if column in table):
         table[column] = [_moved(cell, source, target) for cell in table[column]]
-    cells = {name: ["" if np.isnan(x) else repr(x) for x in measured[name]] for name in names}
+    cells = {
+        name: ["" if np.isnan(x) else repr(x) for x in measured[name]]
+        for name in [*names, *fractions]
+    }
     separator = "\t" if str(output).lower().endswith(".tsv") else ","
     write_text(output, table.assign(**cells).to_csv(index=False, sep=separator))
     return measured
@@ -99,6 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--spatial-dims", type=int, choices=(2, 3), default=3)
     parser.add_argument("--in-channels", type=int, default=1)
     parser.add_argument("--bin-count", type=int, help="grey levels of texture (default: 25 wide)")
+    parser.add_argument(
+        "--pair",
+        metavar="COLUMN",
+        help="has one value in both phases of a heart, such as patient: adds ejection fractions",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     options = vars(parser.parse_args(arguments))
     or_exit(_run, **options)
@@ -128,6 +143,30 @@ def _names(
         features = [name for name in feature_names(spatial_dims) if name != "wall_thickness_mm"]
     prefixes = [""] if mask_labels is None else [f"{label}_" for label in mask_labels]
     return [f"{prefix}{feature}" for prefix in prefixes for feature in features]
+
+
+def _paired_volumes(names: Sequence[str], subjects: pd.DataFrame, pair: str) -> list[str]:
+    """The volumes of which pairs of rows have an ejection fraction."""
+    volumes = [name for name in names if name.endswith("voxel_volume_ml")]
+    if not volumes:
+        raise CohortError("Ejection fractions are of voxel_volume_ml; expected it as a feature.")
+    if pair not in subjects:
+        raise CohortError(
+            f"Column '{pair}' is not in the table; expected one of {listing(subjects.columns)}."
+        )
+    if not subjects[pair].value_counts().eq(2).any():
+        raise CohortError(
+            f"No value of column '{pair}' is in exactly two rows; expected the column that both "
+            "phases of a heart share, such as patient."
+        )
+    return volumes
+
+
+def _ejected(volumes_ml: pd.Series) -> float:
+    """The ejection fraction of two phases, the larger being diastole; of other counts, NaN."""
+    if len(volumes_ml) != 2 or volumes_ml.isna().any() or volumes_ml.min() <= 0:
+        return np.nan
+    return ejection_fraction(float(volumes_ml.max()), float(volumes_ml.min()))
 
 
 def _moved(cell: str, source: Path, target: Path) -> str:

@@ -98,9 +98,10 @@ def _checked_ids(ids: pd.Series, name: str) -> pd.Series:
     unfit = text[stems.isin([".", ".."]) | text.str.contains("[\\x00-\\x1f\\\\]", regex=True)]
     unfit = pd.concat([unfit, text[stems.map(lambda stem: len(stem.encode()) > MAX_ID_BYTES)]])
     if len(unfit):
+        shown = listing([ascii(text)[1:41] for text in unfit])
         raise CohortError(
-            f"Column 'id' of {name} holds {listing(map(ascii, unfit.str.slice(0, 40)))}; expected ids that can "
-            f"begin the name of a file: no control character or backslash, neither '.' nor '..', "
+            f"Column 'id' of {name} holds {shown}; expected ids that can begin the name of "
+            "a file: no control character or backslash, neither '.' nor '..', "
             f"and at most {MAX_ID_BYTES} bytes."
         )
     return text

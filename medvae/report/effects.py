@@ -15,6 +15,7 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
 from medvae.data import CohortError, Roles, check_overwrite, write_text
+from medvae.data.output import file_stem
 from medvae.engines import TreatmentData, log_likelihood, read_history
 from medvae.metrics import (
     ate,
@@ -28,6 +29,7 @@ from medvae.metrics import (
     overlap_report,
     pehe,
     propensity,
+    psnr,
     region_means,
     regression,
     t_learner,
@@ -37,6 +39,7 @@ from medvae.metrics.intervals import json_number
 from medvae.networks import IntactVAE, load_weights
 from medvae.report.effects_measured import MeasuredEffects
 from medvae.report.effects_table import effects_table
+from medvae.report.examples import best_median_worst, write_examples
 from medvae.report.overlap import covariate_columns, patients_of
 from medvae.report.plots import plot_curves, plot_series
 from medvae.report.quality import decoded, quality_report
@@ -57,7 +60,9 @@ class EffectEvaluation:
     Writes `metrics.json`, `metrics.md`, `effects.csv` (each subject), `counterfactuals.png`,
     `curves.png` and, for every arm, maps of the mean effect with the bounds of its interval as
     NIfTI on the network's grid, in the unit of the network's images. Where items have the key
-    `counterfactual` (see `medvae.transforms.KnownEffectd`), all is compared with the truth.
+    `counterfactual` (see `medvae.transforms.KnownEffectd`), all is compared with the truth. In 3D
+    the best, the median and the worst reconstructed subject go to `examples/` as NIfTI, under every
+    arm.
 
     Args:
         network: an `IntactVAE`.
@@ -72,6 +77,7 @@ class EffectEvaluation:
             Without masks it is the whole image.
         beta: that the network was trained with, for the record.
         spacing_mm: of the network's grid.
+        window: intensities that 0 and 1 stand for, in `examples/`; None leaves them so.
         measuring: measures attributes on decoded images, too; None: none. It needs masks.
         judge_steps: see `quality_report`.
         n_resamples: for intervals.
@@ -92,6 +98,7 @@ class EffectEvaluation:
         region: Sequence[int] | None = None,
         beta: float | None = None,
         spacing_mm: Sequence[float] | float | None = None,
+        window: Sequence[float] | None = None,
         measuring: MeasuredEffects | None = None,
         judge_steps: int = 400,
         n_resamples: int = 500,
@@ -103,6 +110,7 @@ class EffectEvaluation:
         self.output_dir, self.checkpoint, self.device = Path(output_dir), checkpoint, device
         self.history, self.region, self.beta = history, region, beta
         self.spacing_mm = 1.0 if spacing_mm is None else spacing_mm
+        self.window = window
         self.measuring = measuring
         self.judge_steps, self.n_resamples = judge_steps, n_resamples
         self.seed, self.overwrite = seed, overwrite
@@ -125,6 +133,8 @@ class EffectEvaluation:
         write_text(self.output_dir / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         write_text(self.output_dir / "metrics.md", effects_table(metrics))
         self._plot(subjects.rows(test), test)
+        if subjects.outcome.ndim == 5:
+            self._show_examples(subjects.rows(test), test)
         return metrics
 
     def _gather(self) -> tuple[TreatmentData, Array, Tensor | None, Tensor | None]:
@@ -341,3 +351,23 @@ class EffectEvaluation:
         plot_series(images, titles, path, self.spacing_mm)
         if self.history is not None and Path(self.history).exists():
             plot_curves(read_history(self.history), self.output_dir / "curves.png")
+
+    def _show_examples(self, held_out: TreatmentData, test: Tensor) -> None:
+        """Write three subjects, reconstructed under their own arm and decoded under every other."""
+        ids = self.roles.cohort.subjects["id"][test.numpy()].astype(str).tolist()
+        images, own = held_out.outcome.numpy(), held_out.treatment
+        again = decoded(self.network, held_out, own, self.device).numpy()
+        reasons = best_median_worst(ids, psnr(again, images))
+        subjects: dict[str, dict[str, npt.NDArray[np.float32]]] = {}
+        for subject in reasons:
+            row = ids.index(subject)
+            one = held_out.rows(torch.tensor([row]))
+            found = {"image": images[row, :1], "reconstruction": again[row, :1]}
+            for arm, name in enumerate(self.roles.arms):
+                if arm != int(own[row]):
+                    asked = torch.full_like(one.treatment, arm)
+                    under = decoded(self.network, one, asked, self.device)
+                    found[f"counterfactual_{file_stem(str(name))}"] = under[0, :1].numpy()
+            subjects[subject] = found
+        folder = self.output_dir / "examples"
+        write_examples(folder, subjects, reasons, self.spacing_mm, self.window)

@@ -28,13 +28,12 @@ from medvae.metrics import (
 from medvae.networks import AttriVAE, load_weights
 from medvae.report.examples import Examples, best_median_worst
 from medvae.report.page import write_report
-from medvae.report.plots import plot_codes, plot_curves, plot_reconstructions
+from medvae.report.plots import plot_codes, plot_curves, plot_ranked
 from medvae.report.tables import metrics_table
 
 __all__ = ["Evaluation", "Predictions", "predict"]
 
 Array = npt.NDArray[np.float64]
-SHOWN = 8  # subjects in the picture of reconstructions
 
 
 class Predictions(NamedTuple):
@@ -308,14 +307,11 @@ class Evaluation:
             [scores[name]["value"] for name in names],
             axes,
         )
-        rows, scores = self._by_reconstruction(predictions)
-        shown = np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int)
-        rows, scores = rows[shown], scores[shown]
-        ids = self.cohort.subjects["id"]
-        plot_reconstructions(
+        rows = self._rows(self.split)
+        plot_ranked(
             predictions.images[rows],
             predictions.reconstructions[rows],
-            [f"{ids.iloc[r]}\n{db:.1f} dB" for r, db in zip(rows, scores, strict=True)],
+            self.cohort.subjects["id"][rows].tolist(),
             self.output_dir / "reconstructions.png",
         )
 

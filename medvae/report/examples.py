@@ -15,13 +15,13 @@ import torch
 from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
-from medvae.data.output import replacing, write_text
+from medvae.data.output import file_stem, replacing, write_text
 from medvae.explain import AttributeMapInferer, Readout, TraversalInferer, traverse
 from medvae.networks import AttriVAE
 from medvae.report.map_montage import plot_maps
 from medvae.report.traversals import plot_traversals, write_values
 
-__all__ = ["Examples", "best_median_worst"]
+__all__ = ["Examples", "best_median_worst", "write_examples"]
 
 Voxels = npt.NDArray[np.float32]
 
@@ -33,6 +33,30 @@ def best_median_worst(names: Sequence[str], scores: npt.NDArray[np.floating]) ->
     order = np.argsort(-scores, kind="stable")
     places = {0: "best", len(order) // 2: "median", len(order) - 1: "worst"}
     return {str(names[order[place]]): f"{which} reconstruction" for place, which in places.items()}
+
+
+def write_examples(
+    folder: str | Path,
+    subjects: Mapping[str, Mapping[str, Voxels]],
+    reasons: Mapping[str, str],
+    spacing_mm: Sequence[float] | float = 1.0,
+    window: Sequence[float] | None = None,
+) -> None:
+    """Write what a report's viewer shows of a few subjects, on the model's grid.
+
+    Args:
+        folder: gets `ID/ID_KIND.nii.gz` of every volume, and `examples.json`.
+        subjects: by id the volumes by kind, in [0, 1], (V, *S); see `page.shown.Shown.files`.
+        reasons: why each was chosen, by id.
+        spacing_mm: of the grid, one number or one per axis.
+        window: intensities that 0 and 1 stand for; None leaves them so.
+    """
+    for subject, volumes in subjects.items():
+        name = file_stem(subject)
+        for kind, values in volumes.items():
+            path = Path(folder) / name / f"{name}_{kind}.nii.gz"
+            _save(path, values, spacing_mm, window)
+    _write_reasons(Path(folder), reasons, {})
 
 
 class Examples:
@@ -89,10 +113,8 @@ class Examples:
         if readout is None:
             skipped["traversals"] = "no axis is tied to an attribute"
         for name, image in images.items():
-            self._write_one(network, image[None], folder, name.replace("/", "_"), readout, skipped)
-        chosen = {name.replace("/", "_"): why for name, why in reasons.items()}
-        content = {"subjects": chosen, "skipped": skipped}
-        write_text(folder / "examples.json", json.dumps(content, indent=1) + "\n")
+            self._write_one(network, image[None], folder, file_stem(name), readout, skipped)
+        _write_reasons(folder, reasons, skipped)
 
     def _write_one(
         self,
@@ -146,18 +168,33 @@ class Examples:
                 yield attribute, _array(found)[0, :, 0]
 
     def _save(self, path: str, volumes: Voxels, windowed: bool = True) -> None:
-        """Write (V, *S) as NIfTI (*S) or (*S, V)."""
-        low, high = (0.0, 1.0) if self.window is None or not windowed else self.window
-        voxels = np.moveaxis(low + (high - low) * volumes, 0, -1)
-        if voxels.ndim == 3:
-            voxels = voxels[:, :, None]  # of images the third axis is one slice
-        voxels = voxels[..., 0] if voxels.shape[-1] == 1 else voxels
-        spacing = ensure_tuple_rep(self.spacing_mm, volumes.ndim - 1)
-        affine = np.diag([*spacing, *[1.0] * (4 - len(spacing))])
-        image = nib.Nifti1Image(voxels.astype(np.float32), affine)
-        image.header.set_xyzt_units("mm")
-        with replacing(path) as temporary:
-            nib.save(image, temporary)
+        _save(path, volumes, self.spacing_mm, self.window if windowed else None)
+
+
+def _save(
+    path: str | Path,
+    volumes: Voxels,
+    spacing_mm: Sequence[float] | float,
+    window: Sequence[float] | None,
+) -> None:
+    """Write (V, *S) as NIfTI (*S) or (*S, V)."""
+    low, high = (0.0, 1.0) if window is None else window
+    voxels = np.moveaxis(low + (high - low) * volumes, 0, -1)
+    if voxels.ndim == 3:
+        voxels = voxels[:, :, None]  # of images the third axis is one slice
+    voxels = voxels[..., 0] if voxels.shape[-1] == 1 else voxels
+    spacing = ensure_tuple_rep(spacing_mm, volumes.ndim - 1)
+    affine = np.diag([*spacing, *[1.0] * (4 - len(spacing))])
+    image = nib.Nifti1Image(voxels.astype(np.float32), affine)
+    image.header.set_xyzt_units("mm")
+    with replacing(path) as temporary:
+        nib.save(image, temporary)
+
+
+def _write_reasons(folder: Path, reasons: Mapping[str, str], skipped: Mapping[str, str]) -> None:
+    chosen = {file_stem(name): why for name, why in reasons.items()}
+    content = {"subjects": chosen, "skipped": dict(skipped)}
+    write_text(folder / "examples.json", json.dumps(content, indent=1) + "\n")
 
 
 def _array(tensor: Tensor) -> Voxels:

@@ -14,13 +14,11 @@ from matplotlib.patches import Rectangle
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
+from medvae.report.colours import CATEGORIES, SHARE
 from medvae.report.plots import save_figure
 
 __all__ = ["plot_embeddings", "plot_leakage"]
 
-COLOURS = "cividis"  # uniform, and the same to all kinds of colour vision
-# Okabe and Ito's colours, told apart by all kinds of colour vision
-CLASSES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000")
 TITLES = {"natural": "bank as it is", "balanced": "bank balanced"}
 LEAST_ROWS = 5
 CENTRED: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9}
@@ -47,7 +45,7 @@ def plot_leakage(report: Mapping[str, Any], path: str | Path) -> Path:
         shown = np.array(
             [[np.nan if c["points"] is None else c["points"] for c in row] for row in cells]
         )
-        picture = axis.imshow(shown, cmap=COLOURS, vmin=0, vmax=_top(report), aspect="auto")
+        picture = axis.imshow(shown, cmap=SHARE, vmin=0, vmax=_top(report), aspect="auto")
         for (row, column), value in np.ndenumerate(shown):
             luck = cells[row][column]["chance_p95"]
             colour = "white" if value < 0.55 * _top(report) else "black"
@@ -168,7 +166,7 @@ def _scatter_values(
     known = ~np.isnan(values)
     axis.scatter(plane[~known, 0], plane[~known, 1], s=6, color="0.85", linewidths=0)
     points = axis.scatter(
-        plane[known, 0], plane[known, 1], s=8, c=values[known], cmap=COLOURS, linewidths=0
+        plane[known, 0], plane[known, 1], s=8, c=values[known], cmap=SHARE, linewidths=0
     )
     if known.any():
         bar = figure.colorbar(points, ax=axis, fraction=0.05, pad=0.02)
@@ -186,11 +184,11 @@ def _scatter_classes(
     known = values >= 0
     axis.scatter(plane[~known, 0], plane[~known, 1], s=6, color="0.85", linewidths=0)
     order = np.flatnonzero(known)[np.random.default_rng(0).permutation(known.sum())]
-    colours = np.array(CLASSES)[values[order].astype(int) % len(CLASSES)]
+    colours = np.array(CATEGORIES)[values[order].astype(int) % len(CATEGORIES)]
     # in random order: drawn class by class, the last would cover the others
     axis.scatter(plane[order, 0], plane[order, 1], s=8, c=colours, linewidths=0)
     if legend:
         for number in np.unique(values[known]).astype(int):
             label = names[number] if names is not None else str(number)
-            axis.scatter([], [], s=12, color=CLASSES[number % len(CLASSES)], label=label)
+            axis.scatter([], [], s=12, color=CATEGORIES[number % len(CATEGORIES)], label=label)
         axis.legend(fontsize=6, frameon=False, loc="best", handletextpad=0.1, borderpad=0.1)

@@ -15,7 +15,8 @@ from monai.utils import ensure_tuple_rep
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from medvae.data.output import write_bytes
+from medvae.data.output import file_stem, write_bytes
+from medvae.report.colours import EVIDENCE
 
 __all__ = ["MapMontaged", "plot_maps"]
 
@@ -74,7 +75,7 @@ def plot_maps(
 def _veiled(plane: Pixels, heat: Pixels) -> NDArray[np.uint8]:
     """Return a plane in [0, 1] under a map of at most 1, as RGB in bytes."""
     alpha = 0.75 * np.clip(2 * heat, 0, 1)[..., None]  # faint evidence does not veil
-    colours = colormaps["inferno"](np.clip(heat, 0, 1))[..., :3]
+    colours = colormaps[EVIDENCE](np.clip(heat, 0, 1))[..., :3]
     return _bytes(plane[..., None] * (1 - alpha) + colours * alpha)
 
 
@@ -101,7 +102,7 @@ def _draw(
     lefts = LEFT + np.cumsum([0, *widths[:-1]]) + GAP * np.arange(len(widths))
     bar = int(lefts[-1]) + widths[-1] + GAP
     page = Image.new("RGB", (bar + BAR + RIGHT, TOP + len(rows) * (height + GAP)), "white")
-    scale = colormaps["inferno"](np.linspace(1, 0, height))[:, None, :3]
+    scale = colormaps[EVIDENCE](np.linspace(1, 0, height))[:, None, :3]
     colours = _bytes(np.repeat(scale, BAR, 1))
     for left, width, title in zip(lefts, widths, titles, strict=True):
         _write(page, title, left + width / 2, TOP / 2)
@@ -152,7 +153,7 @@ class MapMontaged(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the picture and return the item."""
-        name = str(data["id"]).replace("/", "_")
+        name = file_stem(data["id"])
         for key in self.keys:
             maps, image = (np.asarray(data[k]) for k in (key, self.image_key))
             spacing = ensure_tuple_rep(self.spacing_mm, image.ndim - 1)

@@ -13,15 +13,18 @@ from matplotlib.figure import Figure
 from monai.utils import ensure_tuple_rep
 
 from medvae.data.output import write_bytes
+from medvae.metrics import psnr
+from medvae.report.colours import CATEGORIES, GREY, SIGNED, SPLITS
 
 __all__ = [
     "plot_codes",
     "plot_curves",
+    "plot_ranked",
     "plot_reconstructions",
     "plot_series",
 ]
 
-COLOURS = {"train": "0.75", "val": "tab:orange", "test": "tab:blue"}
+RANKED = 8  # columns of reconstructions
 
 
 def panel_grid(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
@@ -53,12 +56,12 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Pat
     figure, axes = panel_grid(len(names), 4, 3.0, 2.3)
     for axis, name in zip(axes, names, strict=True):
         values = np.asarray(history[name], dtype=float)
-        axis.plot(history["epoch"], values, color="tab:blue", lw=1.2)
+        axis.plot(history["epoch"], values, color=CATEGORIES[0], lw=1.2)
         if not name.startswith("val_") and np.nanmin(values) > 0:
             axis.set_yscale("log")
         if name.startswith("val_") and np.isfinite(values).any():
             best = int(np.nanargmax(values))
-            axis.plot(history["epoch"][best], values[best], "o", color="tab:orange", ms=4)
+            axis.plot(history["epoch"][best], values[best], "o", color=CATEGORIES[1], ms=4)
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("epoch", fontsize=8)
         axis.tick_params(labelsize=7)
@@ -90,7 +93,7 @@ def plot_codes(
     figure, panels = panel_grid(len(names), 3, 3.3, 2.9)
     split_of = np.asarray(splits)
     for k, (axis, name) in enumerate(zip(panels, names, strict=True)):
-        for split, colour in COLOURS.items():
+        for split, colour in SPLITS.items():
             rows = split_of == split
             axis.scatter(
                 codes[rows, k], attributes[rows, k], s=9, color=colour, label=split, linewidths=0
@@ -134,9 +137,9 @@ def plot_reconstructions(
             central_plane(images[column]),
             central_plane(reconstructions[column]),
         )
-        axes[0, column].imshow(image, cmap="gray", vmin=0, vmax=1)
-        axes[1, column].imshow(reconstruction, cmap="gray", vmin=0, vmax=1)
-        axes[2, column].imshow(reconstruction - image, cmap="berlin", vmin=-0.5, vmax=0.5)
+        axes[0, column].imshow(image, cmap=GREY, vmin=0, vmax=1)
+        axes[1, column].imshow(reconstruction, cmap=GREY, vmin=0, vmax=1)
+        axes[2, column].imshow(reconstruction - image, cmap=SIGNED, vmin=-0.5, vmax=0.5)
         axes[0, column].set_title(title, fontsize=8)
     for row, name in enumerate(("image", "reconstruction", "difference ±0.5")):
         axes[row, 0].set_ylabel(name, fontsize=8)
@@ -144,6 +147,24 @@ def plot_reconstructions(
         axis.set_xticks([])
         axis.set_yticks([])
     return save_figure(figure, path)
+
+
+def plot_ranked(
+    images: np.ndarray, reconstructions: np.ndarray, names: Sequence[str], path: str | Path
+) -> Path:
+    """Plot reconstructions from the best to the worst, evenly over all, with their PSNR in dB.
+
+    Args:
+        images: in [0, 1], shape (N, C, *S).
+        reconstructions: same shape.
+        names: of the N subjects.
+        path: the PNG to write.
+    """
+    scores = psnr(reconstructions, images)
+    order = np.argsort(-scores, kind="stable")
+    rows = order[np.linspace(0, len(order) - 1, min(RANKED, len(order))).astype(int)]
+    titles = [f"{names[row]}\n{scores[row]:.1f} dB" for row in rows]
+    return plot_reconstructions(images[rows], reconstructions[rows], titles, path)
 
 
 def plot_series(
@@ -172,6 +193,6 @@ def plot_series(
         for panel, image, title in zip(row, series, titles[name], strict=False):
             steps = ensure_tuple_rep(spacing_mm, image.ndim)
             plane, aspect = central_plane(image[None]), float(steps[1] / steps[0])
-            panel.imshow(plane, cmap="gray", vmin=0, vmax=1, aspect=aspect)
+            panel.imshow(plane, cmap=GREY, vmin=0, vmax=1, aspect=aspect)
             panel.set_title(title, fontsize=8)
     return save_figure(figure, path)

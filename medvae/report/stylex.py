@@ -18,7 +18,7 @@ from medvae.data.split import patient_of
 from medvae.metrics import classification_report, mean_with_interval, psnr, ssim
 from medvae.networks import FrozenClassifier, StylEx
 from medvae.networks.checkpoint import load_weights
-from medvae.report.plots import plot_reconstructions
+from medvae.report.plots import plot_ranked
 from medvae.report.stylex_images import Encoded, encode_images, in_batches, probabilities_of
 
 __all__ = ["LEAST_AUC", "ClassifierEvaluation", "StylexEvaluation"]
@@ -146,9 +146,7 @@ class StylexEvaluation:
             "heads": {name: self._head(found, name, patients) for name in self.network.heads},
         }
         write_text(self.output_dir / "stylex.json", json.dumps(report, indent=1) + "\n")
-        shown = slice(0, min(SHOWN, len(images)))
-        path = self.output_dir / "reconstructions.png"
-        plot_reconstructions(images[shown], again[shown], found.ids[shown], path)
+        plot_ranked(images, again, found.ids, self.output_dir / "reconstructions.png")
         return report
 
     def _head(self, found: Encoded, name: str, patients: npt.NDArray[np.object_]) -> dict[str, Any]:

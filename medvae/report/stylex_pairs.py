@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medvae.data.output import write_bytes
 from medvae.explain import Edit, StyleEffects, apply_edits
+from medvae.report.colours import GREY, SIGNED
 from medvae.report.plots import central_plane, panel_grid, save_figure
 from medvae.report.stylex_images import Encoded, probabilities_of
 from medvae.transforms import SaveSubjectd
@@ -95,9 +96,9 @@ def _picture(before: Tensor, after: Tensor, shown: list[dict[str, Any]], path: P
         for axis, image, entry in zip(axes[n * len(shown) :], images, shown, strict=False):
             axis.set_axis_off()
             if n == 2:
-                axis.imshow(central_plane(image), cmap="RdBu_r", vmin=-0.5, vmax=0.5)
+                axis.imshow(central_plane(image), cmap=SIGNED, vmin=-0.5, vmax=0.5)
                 continue
-            axis.imshow(_plane(image), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(_plane(image), cmap=GREY, vmin=0, vmax=1)
             name = f"{entry['id']}\n" if n == 0 else ""
             axis.set_title(f"{name}p = {entry[('before', 'after')[n]]:.2f}", fontsize=7)
     save_figure(figure, path)

@@ -15,11 +15,13 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from medvae.data import Cohort, Factors, write_text
+from medvae.data.output import file_stem
 from medvae.engines import classify, image_features, train_classifier
 from medvae.explain import StyleEditInferer, SwapInferer, reconstruct, sample, swap_subspaces
 from medvae.metrics import degraded, judge_swaps, psnr, realism_report, ssim
 from medvae.networks import DisentangledGAN, FactorClassifier
-from medvae.report.plots import plot_reconstructions, plot_series
+from medvae.report.examples import best_median_worst, write_examples
+from medvae.report.plots import plot_ranked, plot_series
 
 __all__ = ["GanEvaluation", "SwapsMontaged"]
 
@@ -31,7 +33,9 @@ NEIGHBOURS = 3  # of precision and recall
 
 
 class SwapsMontaged(MapTransform):
-    """Write `plot_series` of an item to `ID_KEY.png`; the item passes unchanged.
+    """Write `plot_series` of an item to `ID_KEY.png`, its titles to `ID_swaps.json`.
+
+    The item passes unchanged.
 
     Args:
         keys: what an inferer with `titles` and `split` gave, (M, *S), such as `swaps` of a
@@ -54,7 +58,7 @@ class SwapsMontaged(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the picture and return the item."""
-        name = str(data["id"]).replace("/", "_")
+        name = file_stem(data["id"])
         for key in self.keys:
             titles = self.inferer.titles
             series = {
@@ -63,6 +67,7 @@ class SwapsMontaged(MapTransform):
             }
             path = self.output_dir / name / f"{name}_{key}.png"
             plot_series(series, titles, path, self.spacing_mm)
+            write_titles(self.output_dir, name, titles)
         return dict(data)
 
 
@@ -73,7 +78,7 @@ class GanEvaluation:
     nothing with the model is trained on the training subjects and then judges swapped images, and
     gives the features in which sets of images are compared. Writes `images.json`, `samples.png`,
     `reconstructions.png` and `swaps.png` (every subject with each subspace of the one before it)
-    into the output folder.
+    into the output folder, and in 3D `examples/` with the same of three subjects as NIfTI.
 
     Args:
         network: a `DisentangledGAN`.
@@ -84,7 +89,8 @@ class GanEvaluation:
         prepare_batch: as in training.
         output_dir: where results go.
         device: where to compute.
-        spacing_mm: of the grid, for the proportions of the pictures.
+        spacing_mm: of the grid.
+        window: intensities that 0 and 1 stand for, for the files; None leaves them so.
         samples: images drawn, to be compared with the real ones.
         judge_steps: batches that the judge is trained on.
         n_resamples: for intervals.
@@ -101,6 +107,7 @@ class GanEvaluation:
         output_dir: str | Path,
         device: str | torch.device = "cpu",
         spacing_mm: Sequence[float] | float = 1.0,
+        window: Sequence[float] | None = None,
         samples: int = 256,
         judge_steps: int = 600,
         n_resamples: int = 500,
@@ -109,7 +116,7 @@ class GanEvaluation:
         self.network, self.factors = network, factors
         self.train, self.test = train, test
         self.prepare_batch, self.device = prepare_batch, device
-        self.output_dir, self.spacing_mm = Path(output_dir), spacing_mm
+        self.output_dir, self.spacing_mm, self.window = Path(output_dir), spacing_mm, window
         self.samples, self.judge_steps = samples, judge_steps
         self.n_resamples, self.seed = n_resamples, seed
 
@@ -200,12 +207,39 @@ class GanEvaluation:
             self.spacing_mm,
         )
         table = self.factors.cohort.subjects
-        names = [str(name) for name in table["id"][table["split"] == "test"]][:SHOWN]
+        ids = [str(name) for name in table["id"][table["split"] == "test"]]
+        plot_ranked(images.numpy(), again.numpy(), ids, self.output_dir / "reconstructions.png")
+        if images.ndim == 5:
+            self._show_examples(images, again, ids)
+        names = ids[:SHOWN]
         shown, shown_again = images[: len(names)].numpy(), again[: len(names)].numpy()
-        path = self.output_dir / "reconstructions.png"
-        plot_reconstructions(shown, shown_again, names, path)
         series = {"image": shown[:, 0], "reconstruction": shown_again[:, 0]}
         for name in self.network.subspaces.names:
             series[f"{name} of the left"] = self._swapped(images, name)[: len(names), 0].numpy()
         titles = {key: names if key == "image" else [""] * len(names) for key in series}
         plot_series(series, titles, self.output_dir / "swaps.png", self.spacing_mm)
+
+    def _show_examples(self, images: Tensor, again: Tensor, ids: Sequence[str]) -> None:
+        """Write the best, the median and the worst reconstructed subject, and their swaps."""
+        reasons = best_median_worst(ids, psnr(again.numpy(), images.numpy()))
+        folder, names = self.output_dir / "examples", list(self.network.subspaces.names)
+        subjects: dict[str, dict[str, Array]] = {}
+        for subject in reasons:
+            row = list(ids).index(subject)
+            image, donor = images[[row]].to(self.device), images[[row - 1]].to(self.device)
+            swapped = [swap_subspaces(self.network, image, donor, name).cpu() for name in names]
+            kind = f"from_{file_stem(ids[row - 1])}"
+            subjects[subject] = {
+                "image": images[row, :1].numpy(),
+                "reconstruction": again[row, :1].numpy(),
+                kind: torch.cat(swapped)[:, 0].numpy(),
+            }
+            write_titles(folder, subject, {kind: [f"its {name}" for name in names]})
+        write_examples(folder, subjects, reasons, self.spacing_mm, self.window)
+
+
+def write_titles(folder: Path, subject: str, titles: Mapping[str, Sequence[str]]) -> None:
+    """Write the titles of the volumes of each of a subject's series, `ID_swaps.json`."""
+    name = file_stem(subject)
+    content = {series: list(words) for series, words in titles.items()}
+    write_text(folder / name / f"{name}_swaps.json", json.dumps(content, indent=1) + "\n")

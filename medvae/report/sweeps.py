@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from medvae.report.colours import CATEGORIES
 from medvae.report.plots import panel_grid, save_figure
 from medvae.report.tables import _with_interval, markdown_table, number
 
@@ -86,9 +87,9 @@ def plot_sweeps(
     for panel, (name, rows) in zip(panels, measured.items(), strict=True):
         low, high = ranges[name]
         panel.axhspan(low, high, color="0.92")
-        panel.plot(asked[name], rows.T, color="tab:blue", lw=0.5, alpha=0.35)
+        panel.plot(asked[name], rows.T, color=CATEGORIES[0], lw=0.5, alpha=0.35)
         middle = [np.median(c[np.isfinite(c)]) if np.isfinite(c).any() else np.nan for c in rows.T]
-        panel.plot(asked[name], middle, color="tab:orange", lw=2)
+        panel.plot(asked[name], middle, color=CATEGORIES[1], lw=2)
         panel.plot([asked[name][0], asked[name][-1]], [low, high], "k--", lw=1)
         panel.set_title(name, fontsize=9)
         panel.set_xlabel("asked", fontsize=8)

@@ -13,7 +13,7 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
 from PIL import Image, ImageDraw
 
-from medvae.data.output import replacing, write_text
+from medvae.data.output import file_stem, replacing, write_text
 from medvae.report.plots import central_plane, plot_series
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class TraversalMontaged(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the picture and return the item."""
-        name = str(data["id"]).replace("/", "_")
+        name = file_stem(data["id"])
         for key in self.keys:
             values = self.inferer.values
             volumes = {

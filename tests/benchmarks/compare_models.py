@@ -48,7 +48,7 @@ ABLATIONS = {
     "ours, no control term": ["no_control"],
 }
 # of the published models, which see no copies: until the validation score no longer rises
-EPOCHS = {"acdc": 200, "nodules": 60}
+EPOCHS = {"acdc": 200, "nodules": 60, "phantoms": 60}
 COLUMNS = ("interpretability", "scc", "mig", "sap")
 
 
@@ -167,6 +167,8 @@ def main() -> None:
     parser.add_argument("--development", action="store_true", help="without the test patients")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the config")
     arguments = parser.parse_args()
+    if arguments.development and arguments.cohort == "phantoms":
+        parser.error("phantoms need no development split: make others, by another number of them")
 
     settings: dict[str, object] = dict(entry.split("=", 1) for entry in arguments.set)
     if arguments.epochs is not None:

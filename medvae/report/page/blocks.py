@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from matplotlib import colormaps
 
+from medvae.report.colours import SHARE
+
 __all__ = [
     "Absent",
     "Answers",
@@ -138,7 +140,7 @@ class Heat:
         if math.isnan(value):
             return {"text": "–", "style": "", "mark": ""}
         expected = (row, column) in self.expected
-        red, green, blue, _ = colormaps["cividis"](min(max(value, 0.0), 1.0), bytes=True)
+        red, green, blue, _ = colormaps[SHARE](min(max(value, 0.0), 1.0), bytes=True)
         ink = "#000" if 0.3 * red + 0.59 * green + 0.11 * blue > 120 else "#fff"
         mark = "expected" if expected else ""
         if not expected and self.high is not None and value > self.high:

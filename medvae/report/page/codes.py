@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from medvae.report.colours import SPLITS
 from medvae.report.page import figures
 from medvae.report.page.blocks import Absent, Block, Heat, Picture, Section
 from medvae.report.page.figures import Cloud
@@ -23,8 +24,6 @@ from medvae.report.page.run import Run, label_of
 
 __all__ = ["codes_section"]
 
-SPLITS = ("train", "val", "test")
-SPLIT_COLOURS = ("#9A9A9A", "#E69F00", "#0072B2")
 TOLD = 2000  # points that are named; more are drawn by a sample
 
 
@@ -70,11 +69,11 @@ def _against(
             codes[:, axis],
             table[name].to_numpy(dtype=float),
             list(table["split"]),
-            SPLITS,
+            tuple(SPLITS),
             "",
             f"latent axis {axis}",
             label_of(name),
-            colours=SPLIT_COLOURS,
+            colours=tuple(SPLITS.values()),
         )
         for name, axis in zip(names, axes, strict=True)
     ]

@@ -47,12 +47,13 @@ def effects_section(run: Run) -> Section | None:
     blocks += [_comparability(metrics), _quality(metrics["quality"])]
     if "truth" in metrics:
         blocks.append(_truth(metrics["truth"]))
+    covariates = ", ".join(map(label_of, metrics["covariates"]))
     return Section(
         "effects",
         "Effects",
         blocks,
         f"Of {metrics['treatment']['column']}, in the {metrics['unit']}, averaged over the region, "
-        f"adjusted for {', '.join(metrics['covariates'])}. They are effects only if these "
+        f"adjusted for {covariates}. They are effects only if these "
         "covariates are all that decides both the treatment and the image.",
     )
 

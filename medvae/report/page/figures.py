@@ -13,16 +13,15 @@ import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+from medvae.report.colours import CATEGORIES, SHARE
 from medvae.report.plots import panel_grid
 
-__all__ = ["COLOURS", "Interval", "curves", "forest", "scatters"]
+__all__ = ["Interval", "curves", "forest", "scatters"]
 
 Array = npt.NDArray[np.float64]
 
-# Okabe and Ito 2008: told apart with every kind of colour vision, on white and on black
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#B3A100")
 MARKERS = "osD^vPX*"
 INK = "#010203"  # no drawing uses it, so that it can become the page's own colour
 NAMESPACE = "http://www.w3.org/2000/svg"
@@ -84,23 +83,32 @@ def curves(runs: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     with rc_context(STYLE):
         figure, panels = panel_grid(len(names), 3, 3.1, 2.1)
         for panel, name in zip(panels, names, strict=True):
-            positive = not name.startswith("val_")
-            for colour, (run, history) in zip(COLOURS, runs.items(), strict=False):
+            drawn: list[Array] = []
+            for colour, (run, history) in zip(CATEGORIES, runs.items(), strict=False):
                 values = np.asarray(history.get(name, []), dtype=float)
                 if len(values):
-                    panel.plot(history["epoch"], values, color=colour, lw=1.4, label=run)
-                    positive &= bool(np.nanmin(values) > 0)
-            if positive:
+                    mark = "o" if len(values) == 1 else ""  # one epoch makes no line
+                    panel.plot(history["epoch"], values, marker=mark, color=colour, label=run)
+                    drawn.append(values)
+            if not name.startswith("val_") and _spans_decades(drawn):
                 panel.set_yscale("log")
                 panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 panel.yaxis.set_minor_formatter(NullFormatter())
             panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            panel.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
             panel.set_title(name.replace("val_", "validation: ").replace("_", " "), fontsize=9)
             panel.set_xlabel("epoch", fontsize=8)
             panel.tick_params(labelsize=8)
         if len(runs) > 1:
             panels[0].legend(fontsize=7, frameon=False)
         return _svg(figure, "curves")
+
+
+def _spans_decades(drawn: Sequence[Array]) -> bool:
+    """Whether values are positive and differ tenfold: on less, a logarithm has few numbers."""
+    finite = [v[np.isfinite(v)] for v in drawn]
+    values = np.concatenate([*finite, np.empty(0)])
+    return bool(len(values) and values.min() > 0 and values.max() > 10 * values.min())
 
 
 def forest(rows: Sequence[Interval], xlabel: str, salt: str) -> str:
@@ -115,9 +123,9 @@ def forest(rows: Sequence[Interval], xlabel: str, salt: str) -> str:
                 axis.fill_betweenx([y - 0.32, y + 0.32], low, top, color="#8C8C8C", alpha=0.45)
                 axis.plot([row.chance] * 2, [y - 0.32, y + 0.32], color="#8C8C8C", lw=1.5)
             if row.low is not None and row.high is not None:
-                axis.plot([row.low, row.high], [y, y], color=COLOURS[0], lw=2)
+                axis.plot([row.low, row.high], [y, y], color=CATEGORIES[0], lw=2)
             if row.value is not None:
-                axis.plot([row.value], [y], "o", color=COLOURS[0], ms=5)
+                axis.plot([row.value], [y], "o", color=CATEGORIES[0], ms=5)
         axis.set_yticks(range(len(rows)), [row.name for row in reversed(rows)])
         axis.set_ylim(-0.6, len(rows) - 0.4)
         axis.set_xlabel(xlabel)
@@ -140,7 +148,7 @@ class Cloud(NamedTuple):
     xlabel: str
     ylabel: str
     scale: str = ""  # name of what the numbers are, if groups are numbers
-    colours: Sequence[str] = COLOURS
+    colours: Sequence[str] = CATEGORIES
 
 
 def scatters(clouds: Sequence[Cloud], tips: Sequence[str], salt: str, columns: int = 3) -> str:
@@ -170,7 +178,7 @@ def _scatter(panel: Axes, cloud: Cloud, tips: Sequence[str], gid: str) -> dict[s
         values = np.asarray(cloud.groups, dtype=float)
         known &= np.isfinite(values)
         drawn = panel.scatter(
-            cloud.x[known], cloud.y[known], c=values[known], s=14, cmap="viridis", gid=gid
+            cloud.x[known], cloud.y[known], c=values[known], s=14, cmap=SHARE, gid=gid
         )
         panel.figure.colorbar(drawn, ax=panel, label=cloud.scale)
         return {gid: [tips[i] for i in np.flatnonzero(known).tolist()]}

@@ -13,23 +13,51 @@ import numpy as np
 import numpy.typing as npt
 from skimage.transform import downscale_local_mean
 
-__all__ = ["packed_below"]
+__all__ = ["DIFFERENCE", "GREY", "OVERLAYS", "SERIES", "on_one_grid", "packed_below"]
 
 MOST = 20  # times that volumes of bytes become smaller at most, as a guess
 COARSEST = 64
+GREY = ("image", "reconstruction")  # in one unit with every series, so that they compare
+OVERLAYS = ("map_", "uncertainty_")  # amounts above 0
+SERIES = ("traversal_", "counterfactual_", "series_")
+DIFFERENCE = "difference_"
 
 Voxels = npt.NDArray[np.float32]
+
+
+def on_one_grid(files: Mapping[str, Path]) -> tuple[dict[str, Path], list[str]]:
+    """Return the files on the grid of the reconstruction, or of what takes its place, and others.
+
+    Args:
+        files: by kind.
+
+    Returns:
+        The files to show, and the names of those on another grid.
+    """
+    headers = {kind: nib.load(path) for kind, path in files.items()}
+    order = ("reconstruction", *(k for k in files if k.startswith(DIFFERENCE)), "image")
+    like = headers[next(kind for kind in order if kind in files)]
+    dims = min(like.ndim, 3)
+
+    def fits(image: Any) -> bool:
+        near = np.allclose(image.affine, like.affine, atol=1e-3)
+        return image.shape[:dims] == like.shape[:dims] and near
+
+    kept = {kind: path for kind, path in files.items() if fits(headers[kind])}
+    return kept, sorted(path.name for kind, path in files.items() if kind not in kept)
 
 
 def packed_below(files: Mapping[str, Path], cap: int) -> tuple[dict[str, bytes], int]:
     """Return a subject's files as gzipped NIfTI, and how much coarser they had to become.
 
-    Images, reconstruction and maps are bytes. A series `traversal_NAME` becomes `change_NAME`, its
-    difference to the reconstruction in steps of the reconstruction's bytes: a third of the size,
-    and the viewer adds them up again.
+    Images, reconstruction and maps are bytes. A series, such as `traversal_NAME`, becomes
+    `change_NAME`, its difference to the reconstruction in steps of the reconstruction's bytes: a
+    third of the size, and the viewer adds them up again. Where no reconstruction was written but a
+    counterfactual and its `difference_NAME`, it is what lies between them; without either, series
+    are left out.
 
     Args:
-        files: by kind, one of them `reconstruction`, all on one grid.
+        files: by kind, at least an image, a reconstruction or a difference, all on one grid.
         cap: bytes of all together.
     """
     size = sum(math.prod(nib.load(path).shape) for path in files.values())
@@ -45,22 +73,19 @@ def packed_below(files: Mapping[str, Path], cap: int) -> tuple[dict[str, bytes],
 
 def _pack_all(files: Mapping[str, Path], coarser: int) -> dict[str, bytes]:
     """Pack every file; the image and what is decoded share one window, so that they compare."""
-    loaded = {kind: nib.load(path) for kind, path in files.items()}
-    voxels = {k: _coarse(np.asarray(i.dataobj, np.float32), coarser) for k, i in loaded.items()}
-    affine = np.asarray(loaded["reconstruction"].affine)
-    same_unit = [v for k, v in voxels.items() if not k.startswith("map_") and k != "original"]
+    voxels, affine = _loaded(files, coarser)
+    same_unit = [v for k, v in voxels.items() if k in GREY or k.startswith(SERIES)]
     window = min(float(v.min()) for v in same_unit), max(float(v.max()) for v in same_unit)
     step = (window[1] - window[0]) / 255 or 1.0
-    start = _levels(voxels["reconstruction"], window)
     packed = {}
     for kind, values in voxels.items():
-        if kind.startswith("traversal_"):
-            change = _levels(values, window).astype(np.int16) - start[..., None]
-            kind = kind.replace("traversal_", "change_")
-            packed[kind] = _nifti(change.astype(np.int16), step, 0.0, affine, coarser)
+        if kind.startswith(SERIES):
+            change = _levels(values, window).astype(np.int16)
+            change -= _levels(voxels["reconstruction"], window)[..., None]
+            packed[f"change_{kind.partition('_')[2]}"] = _nifti(change, step, 0.0, affine, coarser)
             continue
         low, high = window
-        if kind.startswith("map_"):
+        if kind.startswith(OVERLAYS):
             low, high = 0.0, float(values.max())
         elif kind == "original":
             low, high = (float(q) for q in np.quantile(values, [0.001, 0.999]))
@@ -69,10 +94,30 @@ def _pack_all(files: Mapping[str, Path], coarser: int) -> dict[str, bytes]:
     return packed
 
 
+def _loaded(files: Mapping[str, Path], coarser: int) -> tuple[dict[str, Voxels], Any]:
+    """Return voxels by kind, (X, Y, Z) or of series (X, Y, Z, V), and the affine of the files."""
+    loaded = {kind: nib.load(path) for kind, path in files.items()}
+    dims = min(3, *(image.ndim for image in loaded.values()))
+    voxels = {}
+    for kind, image in loaded.items():
+        values = np.asarray(image.dataobj, np.float32)
+        shape = *values.shape[:dims], *[1] * (3 - dims), *values.shape[dims:]
+        voxels[kind] = _coarse(values.reshape(shape), coarser)
+    for kind in [k for k in voxels if k.startswith(DIFFERENCE)]:
+        difference = voxels.pop(kind)
+        under = voxels.get(kind.replace(DIFFERENCE, "counterfactual_"))
+        if under is not None and "reconstruction" not in voxels:
+            voxels["reconstruction"] = under - difference
+    for kind in [k for k in voxels if k.startswith(SERIES)]:
+        values = voxels.pop(kind)
+        if "reconstruction" in voxels:
+            voxels[kind] = values if values.ndim == 4 else values[..., None]
+    return voxels, np.asarray(next(iter(loaded.values())).affine)
+
+
 def _coarse(values: Voxels, factor: int) -> Voxels:
     """Return the means of blocks of (X, Y, Z), or of each of the volumes of (X, Y, Z, V)."""
     values = np.nan_to_num(values)
-    values = values.reshape(*values.shape, *[1] * (3 - values.ndim))
     if factor == 1:
         return values
     blocks = [min(factor, n) for n in values.shape[:3]] + [1] * (values.ndim - 3)

@@ -33,9 +33,10 @@ from medvae.report.page.leakage import leakage_section
 from medvae.report.page.render import write_page
 from medvae.report.page.run import Run, label_of
 from medvae.report.page.scores import metrics_section
+from medvae.report.page.shown import Shown, found_subjects
 from medvae.report.page.styles import styles_section
 from medvae.report.page.verdict import in_words, verdict
-from medvae.report.page.volumes import Shown, found_subjects, packed_subjects
+from medvae.report.page.volumes import packed_subjects
 
 __all__ = ["SECTIONS", "report_page", "write_report"]
 
@@ -208,8 +209,9 @@ def training_section(run: Run) -> Section:
             "training", "Training", [Absent("Curves", "history.csv is empty", run.commands.train)]
         )
     epochs = len(history["epoch"])
-    blocks: list[Block] = [Note(f"{epochs} epochs; select: {run.settings.get('select', 'best')}.")]
-    alt = f"Curves over {epochs} epochs of {', '.join(n for n in history if n != 'epoch')}"
+    counted = "1 epoch" if epochs == 1 else f"{epochs} epochs"
+    blocks: list[Block] = [Note(f"{counted}; select: {run.settings.get('select', 'best')}.")]
+    alt = f"Curves over {counted} of {', '.join(n for n in history if n != 'epoch')}"
     blocks.append(Picture(figures.curves({run.name: history}), alt))
     last = [[name.replace("_", " "), f"{v[0]:.4g}", f"{v[-1]:.4g}"] for name, v in history.items()]
     blocks.append(Table(["term", "first epoch", "last epoch"], last[1:]))
@@ -217,8 +219,8 @@ def training_section(run: Run) -> Section:
         "training",
         "Training",
         blocks,
-        "Means over an epoch; logarithmic where all values are positive. Weights that rise during "
-        "training, such as beta and the control weight, make their terms rise.",
+        "Means over an epoch; logarithmic where values are positive and differ tenfold. Weights "
+        "that rise during training, such as beta and the control weight, make their terms rise.",
     )
 
 
@@ -275,13 +277,16 @@ def viewer_section(run: Run) -> Section | None:
         return Section(
             "viewer", "3D viewer", [Absent("The viewer", why, f"{run.commands.infer}\n{REBUILD}")]
         )
-    return Section(
-        "viewer",
-        "3D viewer",
-        [Viewer(packed_subjects(run, shown))],
+    lead = (
         "Left: the image, with where the attribute is read on it. Right: what the decoder draws at "
-        "another value of the attribute, with what changes on it. The crosshairs are linked.",
+        "another value of the attribute, with what changes on it. The crosshairs are linked."
     )
+    if run.other_system:
+        lead = (
+            "Left: the image, with a map on it where one was written. Right: what the network "
+            "draws instead, with what changes on it. The crosshairs are linked."
+        )
+    return Section("viewer", "3D viewer", [Viewer(packed_subjects(run, shown))], lead)
 
 
 def manipulation_section(run: Run) -> Section | None:

@@ -1,97 +1,49 @@
-"""Which subjects a page shows in 3D, and what its viewer reads of them."""
+"""What a page's viewer reads of the subjects that it shows."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
 
-from medvae.report.page.packing import packed_below
+from medvae.data.output import file_stem
+from medvae.report.colours import EVIDENCE, SIGNED
+from medvae.report.page.packing import OVERLAYS, SERIES, on_one_grid, packed_below
 from medvae.report.page.run import Run, label_of, unit_of
+from medvae.report.page.shown import ENDING, Shown
 
-__all__ = ["Shown", "found_subjects", "packed_subjects", "subject_folders"]
+__all__ = ["packed_subjects", "volume_colours"]
 
+NOTHING = "reconstruction"  # what the viewer offers where there is neither map nor change
 CAP = 4 * 2**20  # bytes of all packed volumes together, before base64
-ENDING = ".nii.gz"
-
-
-class Shown(NamedTuple):
-    """A subject to be shown.
-
-    Attributes:
-        id: of the subject.
-        folder: of its files, `ID_image.nii.gz`, `ID_reconstruction.nii.gz`, `ID_map_NAME.nii.gz`,
-            `ID_traversal_NAME.nii.gz`.
-        why: it was chosen.
-    """
-
-    id: str
-    folder: Path
-    why: str = ""
-
-    def files(self) -> dict[str, Path]:
-        """Return the files by kind, such as `reconstruction` or `map_NAME`."""
-        start = f"{self.folder.name}_"
-        paths = sorted(self.folder.glob(f"*{ENDING}"))
-        return {p.name[len(start) : -len(ENDING)]: p for p in paths if p.name.startswith(start)}
-
-    def picture(self, kind: str) -> bytes | None:
-        """Return the bytes of `ID_KIND.png`."""
-        path = self.folder / f"{self.folder.name}_{kind}.png"
-        return path.read_bytes() if path.is_file() else None
-
-    def values(self) -> dict[str, list[float]]:
-        """Return the values of each traversal; empty where they were not written."""
-        path = self.folder / f"{self.folder.name}_traversals.json"
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
-
-
-def subject_folders(root: Path) -> dict[str, Path]:
-    """Return the folders that inference, or evaluation, wrote for each subject."""
-    folders = sorted(p for p in root.glob("*") if p.is_dir()) if root.is_dir() else []
-    return {p.name: p for p in folders if (p / f"{p.name}_reconstruction{ENDING}").is_file()}
-
-
-def found_subjects(run: Run) -> list[Shown]:
-    """Return the subjects to show: those asked for, or those that the evaluation chose.
-
-    What inference wrote on a subject's own grid goes before what evaluation wrote on the model's.
-    """
-    chosen, inferred = (subject_folders(run.results / n) for n in ("examples", "inference"))
-    reasons = run.examples.get("subjects", {})
-    names = [re.sub("/", "_", name) for name in run.shown] or [*reasons] or [*chosen, *inferred][:3]
-    both = chosen | {k: v for k, v in inferred.items() if k not in chosen or _complete(v)}
-    return [Shown(n, both[n], reasons.get(n, "")) for n in names if n in both]
-
-
-def _complete(folder: Path) -> bool:
-    """Whether inference was asked for maps and traversals."""
-    names = [p.name for p in folder.glob(f"*{ENDING}")]
-    return all(any(f"_{kind}_" in n for n in names) for kind in ("map", "traversal"))
 
 
 def packed_subjects(run: Run, subjects: list[Shown], cap: int = CAP) -> dict[str, Any]:
     """Return what the page's viewer reads: packed volumes, values, names and colours."""
     rows: dict[str, dict[str, Any]] = {}
     if run.subjects is not None:
-        rows = {str(row["id"]): dict(row) for _, row in run.subjects.iterrows()}
+        rows = {file_stem(row["id"]): dict(row) for _, row in run.subjects.iterrows()}
     share, known = cap // max(len(subjects), 1), list(run.state.get("attributes", []))
     return {
-        "subjects": [_packed(s, rows.get(s.id, {}), share, known) for s in subjects],
-        "colours": {
-            "evidence": _colours("inferno", np.linspace(0, 1, 64), 2),
-            "more": _colours("berlin", np.linspace(0.7, 1, 64), 1),
-            "less": _colours("berlin", np.linspace(0.3, 0, 64), 1),
-        },
+        "map_unit": "" if run.other_system else ", in units of the axis",
+        "subjects": [_packed(s, rows.get(s.id, {}), share, known, run) for s in subjects],
+        "colours": volume_colours(),
+    }
+
+
+def volume_colours() -> dict[str, dict[str, list[int]]]:
+    """Return the scales of overlays by the names that the viewer has for them."""
+    return {
+        "evidence": _colours(EVIDENCE, np.linspace(0, 1, 64), 2),
+        "more": _colours(SIGNED, np.linspace(0.7, 1, 64), 1),
+        "less": _colours(SIGNED, np.linspace(0.3, 0, 64), 1),
     }
 
 
@@ -104,33 +56,43 @@ def _colours(name: str, at: npt.NDArray[np.float64], rise: int) -> dict[str, lis
     return channels | {"A": alpha.tolist(), "I": marks.tolist()}
 
 
-def _packed(subject: Shown, row: Mapping[str, Any], cap: int, known: list[str]) -> dict[str, Any]:
+def _packed(
+    subject: Shown, row: Mapping[str, Any], cap: int, known: list[str], run: Run
+) -> dict[str, Any]:
     """Pack a subject; its attributes come in the order of the axes, as far as that is known."""
     files, image = subject.files(), str(row.get("image", ""))
     if "image" not in files and image.endswith((".nii", ENDING)) and Path(image).is_file():
         files["original"] = Path(image)
+    files, others = on_one_grid(files)
+    run.problems += [f"{name} lies on another grid than {subject.id}, not shown" for name in others]
     volumes, coarser = packed_below(files, cap)
-    spacing = nib.load(files["reconstruction"]).header.get_zooms()[:3]
-    values = subject.values()
-    names = {k.split("_", 1)[1] for k in files if k.startswith(("map_", "traversal_"))}
+    spacing = nib.load(next(iter(files.values()))).header.get_zooms()[:3]
+    kinds = [kind for kind in files if kind.startswith((*OVERLAYS, *SERIES))]
+    names = {kind.partition("_")[2] for kind in kinds}
     order = [n for n in known if n in names] + sorted(names - set(known))
     return {
         "id": subject.id,
         "why": subject.why,
         "grid_mm": [round(float(s) * coarser, 2) for s in spacing],
         "coarser": coarser,
-        "attributes": [
-            {
-                "name": name,
-                "label": label_of(name),
-                "unit": unit_of(name),
-                "values": values.get(name, []),
-                "measured": _known(row.get(name)),
-                "read": _known(row.get(f"read_{name}")),
-            }
-            for name in order
-        ],
+        "attributes": [_attribute(name, subject, row, kinds) for name in order or [NOTHING]],
         "volumes": {kind: b64encode(data).decode() for kind, data in volumes.items()},
+    }
+
+
+def _attribute(
+    name: str, subject: Shown, row: Mapping[str, Any], kinds: list[str]
+) -> dict[str, Any]:
+    """Return what is said of an attribute, a factor, an arm or an edit, beside its volumes."""
+    return {
+        "name": name,
+        "label": label_of(name),
+        "unit": unit_of(name),
+        "kinds": [kind.partition("_")[0] for kind in kinds if kind.partition("_")[2] == name],
+        "values": subject.values().get(name, []),
+        "titles": subject.titles().get(name, []),
+        "measured": _known(row.get(name)),
+        "read": _known(row.get(f"read_{name}")),
     }
 
 

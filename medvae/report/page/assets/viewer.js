@@ -66,18 +66,19 @@
   const digits = (value) => String(Number(Number(value).toPrecision(3)));
 
   async function show() {
-    const { name } = attribute();
+    const { name, kinds, label } = attribute();
     const file = (kind) => subject.files[kind];
     const own = file("image") || file("original");
-    const [map, change] = [file(`map_${name}`), file(`change_${name}`)];
-    const reconstruction = file("reconstruction");
+    const [map, change] = [file(`map_${name}`) || file(`uncertainty_${name}`), file(`change_${name}`)];
+    const reconstruction = file("reconstruction") || own;
     const shown = [await image(own || reconstruction, "image", { colormap: "gray", ...range(own || reconstruction) })];
     if (map) {
       const options = { colormap: "evidence", opacity: opacity() };
       shown.push(await image(map, "map", { ...options, ...range(map) }));
     }
     const moved = change && decoded(change, reconstruction);
-    const grey = { colormap: "gray", ...range(reconstruction) };
+    // three scales would not fit below a narrow canvas, and the image's is on the left
+    const grey = { colormap: "gray", colorbarVisible: !moved, ...range(reconstruction) };
     const drawn = [await image(moved ? moved.file : reconstruction, "decoded", grey)];
     if (moved) {
       const options = { colormap: "more", colormapNegative: "less", opacity: opacity() };
@@ -94,8 +95,11 @@
     const frames = drawn[0].nFrame4D || 1;
     field.value.max = frames - 1;
     field.value.disabled = frames < 2;
-    field.value.value = values.length === frames ? nearest(values) : Math.floor(frames / 2);
-    captions[0].textContent = `${subject.id}${own ? "" : " (reconstruction)"}, and where ${attribute().label} is read${map ? "" : ": no map was written"}. Dark to bright: little to much evidence, in units of the axis.`;
+    field.value.value = values.length === frames ? nearest(values) : frames - 1;
+    const read = `where ${label} is read. Dark to bright: little to much evidence${data.map_unit}`;
+    const spread = "how uncertain the change is. Dark to bright: its standard deviation, in the image's unit";
+    const what = kinds.includes("map") ? read : spread;
+    captions[0].textContent = `${subject.id}${own ? "" : " (reconstruction)"}${map ? `, and ${what}` : `; no map of ${label} was written`}.`;
     step();
     viewers[0].createOnLocationChange(); // says where the crosshair is before it moves
   }
@@ -109,17 +113,21 @@
   };
 
   function step() {
-    const { values, unit, label, measured, read } = attribute();
+    const { values, titles, unit, label, measured, read, kinds, name } = attribute();
+    const moved = subject.files[`change_${name}`];
     const frame = Number(field.value.value);
     const frames = Number(field.value.max) + 1;
     for (const volume of viewers[1].volumes) viewers[1].setFrame4D(volume.id, frame);
-    const value = values.length === frames ? `${digits(values[frame])} ${unit}` : `${frame + 1} of ${frames}`;
-    field.asked.value = frames > 1 ? value : "no traversal was written";
+    const counted = frames > 1 ? `${frame + 1} of ${frames}` : label;
+    const value = values.length === frames ? `${digits(values[frame])} ${unit}`.trim() : titles[frame] || counted;
+    field.asked.value = moved ? value : "no other was written";
     field.value.setAttribute("aria-valuetext", field.asked.value);
     const own = [["measured", measured], ["read", read]].filter(([, v]) => v !== null);
-    captions[1].textContent = frames > 1
-      ? `Decoded at ${label.replace(/ \([^)]*\)$/, "")} ${value}${own.length ? ` (this subject: ${own.map(([how, v]) => `${digits(v)} ${how}`).join(", ")})` : ""}. Red: brighter than at its own value, blue: darker.`
-      : "The reconstruction.";
+    const colours = (than) => `Red: brighter than ${than}, blue: darker.`;
+    if (!moved) captions[1].textContent = subject.files.reconstruction ? "The reconstruction." : "The image itself.";
+    else if (kinds.includes("traversal")) captions[1].textContent = `Decoded at ${label.replace(/ \([^)]*\)$/, "")} ${value}${own.length ? ` (this subject: ${own.map(([how, v]) => `${digits(v)} ${how}`).join(", ")})` : ""}. ${colours("at its own value")}`;
+    else if (kinds.includes("counterfactual")) captions[1].textContent = `The counterfactual under ${label}. ${colours("under its own arm")}`;
+    else captions[1].textContent = `Decoded, ${label}${value === label ? "" : `: ${value}`}. ${colours("the reconstruction")}`;
   }
 
   function fade() {
@@ -141,10 +149,10 @@
   }
 
   function located(location) {
-    const [x, y, z] = [...location.mm].map((v) => v.toFixed(1));
-    const values = location.values.map((v) => digits(v.value)).join(", ");
+    const [x, y, z] = [...location.mm].map((v) => (Math.round(10 * v) / 10 + 0).toFixed(1));
+    const values = location.values.map((v) => `${v.name.replace(/\.nii.*$/, "")} ${digits(v.value)}`).join(", ");
     const grid = subject.coarser > 1 ? ` Shown at ${subject.grid_mm.join(" × ")} mm, ${subject.coarser} times coarser than the files.` : "";
-    place.textContent = `Crosshair at ${x}, ${y}, ${z} mm (right, anterior, superior); values ${values}.${grid}`;
+    place.textContent = `Crosshair at ${x}, ${y}, ${z} mm (right, anterior, superior): ${values}.${grid}`;
   }
 
   // one change after the other: a slow one must not end after the next
