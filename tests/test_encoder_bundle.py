@@ -110,8 +110,8 @@ def test_inference_writes_codes_predictions_and_maps(trained, tmp_path):
         np.testing.assert_allclose(rows[columns].sum(axis=1), 1, rtol=1e-5)
     name = table["id"][0]
     image = nib.load(table["image"][0])
-    for factor in ("diagnosis", "scanner"):
-        found = nib.load(tmp_path / "out" / name / f"{name}_map_{factor}.nii.gz")
+    for kind in ("map_diagnosis", "map_scanner", "image"):
+        found = nib.load(tmp_path / "out" / name / f"{name}_{kind}.nii.gz")
         assert found.shape == image.shape
         np.testing.assert_allclose(found.affine, image.affine, atol=1e-4)
         assert found.get_fdata().min() >= 0

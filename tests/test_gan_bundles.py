@@ -64,7 +64,7 @@ def trained(request: Any, tmp_path_factory: Any) -> tuple[Path, int]:
 
 
 def test_training_leaves_model_numbers_and_pictures(trained):
-    root, _ = trained
+    root, spatial_dims = trained
     metrics = json.loads((root / "eval" / "metrics.json").read_text())
     assert list(metrics["heads"]) == ["diagnosis", "scanner"]
     assert list(metrics["leakage"]["subspaces"]) == ["diagnosis", "scanner", "free", "whole"]
@@ -81,6 +81,8 @@ def test_training_leaves_model_numbers_and_pictures(trained):
     assert not (root / "models" / "checkpoint.pt").exists()
     saved = json.loads((root / "models" / "factors.json").read_text())
     assert [factor["name"] for factor in saved["factors"]] == ["diagnosis", "scanner"]
+    html = (root / "eval" / "report.html").read_text()
+    assert ('class="volumes"' in html) == (spatial_dims == 3)
 
 
 def test_evaluating_again_gives_the_same(trained):

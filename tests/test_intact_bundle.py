@@ -99,6 +99,9 @@ def test_training_leaves_effects_overlap_and_quality(trained):
         assert words in html
     assert f"{region['all']['ate']:.4f}" in html
     assert "not as expected" not in html
+    if spatial_dims == 3:
+        assert len(list((root / "eval" / "examples").rglob("*_reconstruction.nii.gz"))) == 3
+        assert 'class="volumes"' in html
 
 
 def test_evaluating_again_gives_the_same_numbers(trained, tmp_path):

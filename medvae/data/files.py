@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 import nibabel
 import numpy as np
+import SimpleITK as sitk
 from monai.data import ITKReader, PILReader
 from nibabel.openers import ImageOpener
 from numpy.typing import NDArray
@@ -22,6 +24,8 @@ __all__ = ["Volume", "check_grid", "read_image", "read_mask"]
 NIFTI = (".nii", ".nii.gz")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 WORKING_BYTES = 12  # for a voxel, beyond those in the file: as float32, resampled, checked
+MOST_VOXEL_BYTES = 8  # of a channel in any format
+MOST_HEADER_BYTES = 16_000_000  # extensions of a NIfTI header are text
 GRID_TOLERANCE = 0.1  # of the smallest voxel edge; headers written by two tools differ by less
 
 
@@ -200,8 +204,9 @@ def _is_nifti(path: str | Path) -> bool:
 
 
 def _read_nifti(path: str | Path) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
+    _check_extensions(path)
     image = nibabel.load(path)
-    _check_memory(path, image)
+    _check_memory(path, image.shape, image.get_data_dtype().itemsize)
     with np.errstate(invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a NaN affine: reported by the caller
         voxels, affine = np.asanyarray(image.dataobj), np.array(image.affine, dtype=np.float64)
@@ -214,12 +219,26 @@ def _read_nifti(path: str | Path) -> tuple[NDArray[np.generic], NDArray[np.float
     return voxels, affine
 
 
-def _check_memory(path: str | Path, image: nibabel.Nifti1Image) -> None:
+def _check_extensions(path: str | Path) -> None:
+    """Refuse a header that is followed by more than text: nibabel reads it before the shape."""
+    with ImageOpener(path) as stream:
+        head = stream.read(540)
+    second = 540 in (int.from_bytes(head[:4], order) for order in ("little", "big"))
+    kind, length = (nibabel.Nifti2Header, 540) if second else (nibabel.Nifti1Header, 348)
+    if len(head) < length:
+        return
+    offset = kind(head[:length], check=False)["vox_offset"]
+    if offset > MOST_HEADER_BYTES:
+        found = f"says that its voxels begin after {float(offset):.3g} bytes"
+        raise _TooLargeError(found, f"at most {MOST_HEADER_BYTES} bytes of header")
+
+
+def _check_memory(path: str | Path, shape: Sequence[int], voxel_bytes: int) -> None:
     """Refuse what cannot be held: zeros compress a thousandfold, and a header may say anything."""
-    needed = prod(map(int, image.shape)) * (image.get_data_dtype().itemsize + WORKING_BYTES)
+    needed = prod(map(int, shape)) * (voxel_bytes + WORKING_BYTES)
     free = free_memory()
     if free is not None and needed > free:
-        size = " x ".join(map(str, image.shape))
+        size = " x ".join(map(str, shape))
         raise _TooLargeError(
             f"of {Path(path).stat().st_size} bytes promises {size} voxels in its header, which "
             f"need {needed / 1e9:.2g} GB of memory",
@@ -230,6 +249,12 @@ def _check_memory(path: str | Path, image: nibabel.Nifti1Image) -> None:
 def _read_other(path: str | Path) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
     picture = str(path).lower().endswith(PICTURES)
     reader = PILReader() if picture else ITKReader()
+    if not picture and Path(path).is_file():
+        header = sitk.ImageFileReader()
+        header.SetFileName(str(path))
+        header.ReadImageInformation()
+        voxel_bytes = MOST_VOXEL_BYTES * header.GetNumberOfComponents()
+        _check_memory(path, header.GetSize(), voxel_bytes)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*more than one DICOM series")
         voxels, meta = reader.get_data(reader.read(path))

@@ -7,8 +7,14 @@ everything else runs, and is tested, without it.
 from medvae.label.asked import Asked, clamped
 from medvae.label.bins import bin_edges, quantise
 from medvae.label.ranking import disagreement, distances, training_codes
-from medvae.label.served import Answer, ServedBundle, find_bundles
-from medvae.label.training import TrainingOptions, finish_training, studies_table, train_again
+from medvae.label.served import Answer, ServedBundle, find_bundles, loaded
+from medvae.label.training import (
+    TrainingOptions,
+    finish_training,
+    needs_mask,
+    studies_table,
+    train_again,
+)
 
 __all__ = [
     "Answer",
@@ -21,6 +27,8 @@ __all__ = [
     "distances",
     "find_bundles",
     "finish_training",
+    "loaded",
+    "needs_mask",
     "quantise",
     "studies_table",
     "train_again",

@@ -5,151 +5,40 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
 import torch
 from fastapi import HTTPException
 from monailabel.config import settings
+from monailabel.interfaces import app as monai_app
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
-from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.random import Random
 
 from medvae.data.errors import CohortError
-from medvae.label.asked import OUTPUTS, Asked
-from medvae.label.bins import bin_names
-from medvae.label.files import write_volume
-from medvae.label.guard import PrivateSessions, guard_server, private_folder, refused
-from medvae.label.served import ServedBundle, find_bundles
+from medvae.label.edits import EditReading
+from medvae.label.guard import PrivateSessions, guard_server, refused
+from medvae.label.masks import mask_names
+from medvae.label.private import private_folder, sweep
+from medvae.label.served import find_bundles, loaded
 from medvae.label.strategies import Disagreement, Distance, HighestScore
-from medvae.label.studies import StudiesDatastore, known, mask_of
-from medvae.label.training import TrainingOptions, finish_training, studies_table, train_again
+from medvae.label.studies import SeriesDatastore, StudiesDatastore, known
+from medvae.label.tasks import BundleTask, BundleTraining
+from medvae.label.training import finish_training
+from medvae.label.uploads import check_upload
 
-__all__ = ["BundleTask", "BundleTraining", "MyApp"]
+__all__ = ["MyApp"]
 
 logger = logging.getLogger(__name__)
 
+SESSIONS = "sessions"
 DEFAULTS = {"bundles": "", "models": "", "device": "", "mask_tag": "final"}
 DEFAULTS |= {"max_upload_mb": "2000", "skip_trainers": "false"}
-
-
-class BundleTask(InferTask):
-    """One trained bundle as MONAI Label's clients see it: a segmentation into bins of a map.
-
-    Args:
-        bundle: the bundle.
-        mask_tag: of the labels that are masks, for a bundle whose preprocessing needs them.
-        device: that the bundle was loaded on; None: as it says itself.
-    """
-
-    def __init__(self, bundle: ServedBundle, mask_tag: str, device: str | None = None) -> None:
-        config = {"attribute": list(bundle.attributes), "output": list(OUTPUTS), "value": ""}
-        super().__init__(
-            type=InferType.SEGMENTATION,
-            labels=bin_names(),
-            dimension=bundle.spatial_dims,
-            description=f"Where the model '{bundle.name}' reads an attribute",
-            config=config,
-        )
-        self._bundle, self._device = bundle, device
-        self.mask_tag = mask_tag
-        self._lock = threading.Lock()
-
-    @property
-    def bundle(self) -> ServedBundle:
-        """The bundle, read again where a training has replaced its model."""
-        with self._lock:
-            if self._bundle.is_replaced():
-                try:
-                    self._bundle = ServedBundle(self._bundle.folder, self._device)
-                except CohortError as error:
-                    logger.error(
-                        "The new model of '%s' is not served: %s", self._bundle.name, error
-                    )
-            return self._bundle
-
-    def info(self) -> dict[str, Any]:
-        """Return what `/info/` says, with the range of every attribute, for a client's sliders."""
-        ranges = {n: list(self.bundle.ranges.get(n, ())) for n in self.bundle.attributes}
-        return {**super().info(), "attributes": ranges}
-
-    def is_valid(self) -> bool:
-        """Return that it can be asked."""
-        return True
-
-    def item(self, study: str | None, image: str, datastore: Datastore) -> dict[str, str]:
-        """Return an image, with its mask where the preprocessing needs one.
-
-        Raises:
-            CohortError: it needs one that is not there.
-        """
-        if not self.bundle.needs_mask:
-            return {"image": image}
-        mask = mask_of(study, self.mask_tag, datastore) if study else ""
-        if not mask:
-            raise CohortError(
-                f"The model '{self.bundle.name}' needs a mask and the study has none with the tag "
-                f"'{self.mask_tag}'; expected one to be submitted first."
-            )
-        return {"image": image, "mask": mask}
-
-    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Return the file of the result and what else is said.
-
-        Args:
-            request: `item` of the method of this name, and the client's parameters.
-
-        Raises:
-            CohortError: what cannot be answered.
-        """
-        asked = Asked.of(request, self.bundle.attributes)
-        answer = self.bundle.answer(request["item"], asked)
-        handle, path = tempfile.mkstemp(suffix=asked.extension)
-        os.close(handle)
-        write_volume(path, answer.channels, answer.affine)
-        return path, answer.params
-
-
-class BundleTraining(TrainTask):
-    """Training a bundle again on the studies that have a mask.
-
-    MONAI Label runs it in a process of its own: its status holds the progress bar's last lines, and
-    to stop it is to kill it.
-
-    Args:
-        folder: the bundle.
-        mask_tag: of the labels that are masks.
-    """
-
-    def __init__(self, folder: Path, mask_tag: str) -> None:
-        super().__init__("As the model was trained, on the studies that have a mask")
-        self.folder = folder
-        self.mask_tag = mask_tag
-
-    def config(self) -> dict[str, Any]:
-        """Return what a client may choose; max_epochs is the model's own if it is left out."""
-        return {"pretrained": True}
-
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Train, put the new model in place and return its metrics.
-
-        Raises:
-            CohortError: options, studies or bundle cannot be used.
-        """
-        options = TrainingOptions(request)
-        items = {}
-        for study in datastore.list_images():
-            mask = mask_of(study, self.mask_tag, datastore)
-            if mask:
-                items[study] = (str(datastore.get_image_uri(study)), str(mask))
-        folder = datastore.folder if isinstance(datastore, StudiesDatastore) else None
-        return train_again(self.folder, studies_table(items, folder), options)
 
 
 class MyApp(MONAILabelApp):
@@ -170,7 +59,8 @@ class MyApp(MONAILabelApp):
         self.settings = DEFAULTS | {k: str(v) for k, v in (conf or {}).items()}
         self.private = private_folder()
         self.broken: dict[str, str] = {}
-        guard_server(self._number("max_upload_mb"))
+        self.longest = int(1e6 * self._number("max_upload_mb"))
+        guard_server(self.longest, _is_address(studies))
         super().__init__(
             app_dir,
             studies,
@@ -185,7 +75,8 @@ class MyApp(MONAILabelApp):
 
     def init_datastore(self) -> Datastore:
         """Return the studies."""
-        if self.studies.startswith(("http://", "https://")):
+        if _is_address(self.studies):
+            monai_app.DICOMWebDatastore = SeriesDatastore  # MONAI Label makes it by this name
             return super().init_datastore()
         return StudiesDatastore(
             self.studies,
@@ -208,7 +99,10 @@ class MyApp(MONAILabelApp):
         """
         folder = self.settings["bundles"]
         for path in [Path(folder), *Path(folder).glob("*/")] if folder else []:
-            finish_training(path)
+            try:
+                finish_training(path)
+            except OSError as error:
+                logger.error("The training in '%s' cannot be finished: %s", path.name, error)
         found = find_bundles(folder) if folder else {}
         if not found:
             raise CohortError(
@@ -216,26 +110,35 @@ class MyApp(MONAILabelApp):
                 "with models/model.pt and configs/inference.yaml."
             )
         wanted = [n.strip() for n in self.settings["models"].split(",") if n.strip()] or list(found)
+        device = self.settings["device"] or None
         tasks: dict[str, InferTask] = {}
         for name in wanted:
             path = found[known(name, found, "model")]
             try:
-                device = self.settings["device"] or None
-                tasks[name] = BundleTask(
-                    ServedBundle(path, device), self.settings["mask_tag"], device
-                )
+                bundle = loaded(path, device)
             except CohortError as error:
                 logger.error("The model '%s' is not served: %s", name, error)
                 self.broken[name] = str(error).replace(str(path), name)
+            else:
+                tasks[name] = BundleTask(bundle, self.settings["mask_tag"], device)
+        labelled: dict[str, Any] = next(
+            (t.bundle.mask_labels for t in tasks.values() if t.bundle.mask_labels), {}
+        )
+        self.labels = mask_names(labelled)  # what clients offer to draw; else the bins of the maps
         return tasks
 
     def init_trainers(self) -> dict[str, TrainTask]:
-        """Return a training for every model; none with `--conf skip_trainers true`."""
+        """Return a training for every model but a StylEx, which also needs a search.
+
+        None with `--conf skip_trainers true`.
+        """
         if self.settings["skip_trainers"].lower() == "true":
             return {}
-        tag = self.settings["mask_tag"]
+        tag, device = self.settings["mask_tag"], self.settings["device"] or None
         return {
-            name: BundleTraining(task.bundle.folder, tag) for name, task in self._infers.items()
+            name: BundleTraining(task.bundle.folder, tag, device)
+            for name, task in self._infers.items()
+            if not isinstance(task.bundle.reading, EditReading)
         }
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
@@ -295,14 +198,6 @@ class MyApp(MONAILabelApp):
             )
         )
 
-    def infer_wsi(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
-        """Refuse slides, whose way to their files is not guarded.
-
-        Raises:
-            HTTPException: always.
-        """
-        raise HTTPException(404, "Whole slides are not served; expected /infer/MODEL.")
-
     def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
         """Score all studies.
 
@@ -338,10 +233,16 @@ class MyApp(MONAILabelApp):
         with refused():
             self.datastore().update_image_info(image_id, {"disagreement": {}})
 
+    def cleanup_sessions(self) -> None:
+        """Remove what requests left behind, with the sessions that have expired."""
+        super().cleanup_sessions()
+        sweep(self.private, SESSIONS)
+
     def _load_sessions(self, load: bool = False) -> PrivateSessions | None:
         if not load:
             return None
-        return PrivateSessions(str(self.private / "sessions"), settings.MONAI_LABEL_SESSION_EXPIRY)
+        expiry_s = settings.MONAI_LABEL_SESSION_EXPIRY
+        return PrivateSessions(str(self.private / SESSIONS), expiry_s, self.longest)
 
     def _number(self, key: str) -> float:
         try:
@@ -364,5 +265,10 @@ class MyApp(MONAILabelApp):
         if isinstance(image, str) and image.startswith(str(self.private)):
             path = Path(image).resolve()
             if path.is_relative_to(self.private) and path.exists():
+                check_upload(path)
                 return None, str(path)
         return known(image, datastore.list_images()), str(datastore.get_image_uri(image))
+
+
+def _is_address(studies: str) -> bool:
+    return studies.startswith(("http://", "https://"))

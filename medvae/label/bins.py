@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["bin_edges", "bin_names", "quantise"]
+__all__ = ["bin_edges", "bin_names", "is_bin", "quantise"]
+
+NAME = re.compile(r"\d+-\d+ % of peak")
 
 
 def quantise(values: npt.ArrayLike, bins: int = 4) -> npt.NDArray[np.uint8]:
@@ -38,3 +42,8 @@ def bin_names(bins: int = 4) -> dict[str, int]:
     """Return the names of the bins, by their share of the peak, and their numbers."""
     shares = [round(100 * share) for share in bin_edges(1.0, bins)]
     return {f"{shares[k]}-{shares[k + 1]} % of peak": k + 1 for k in range(bins)}
+
+
+def is_bin(name: str) -> bool:
+    """Whether a name is one of `bin_names`, of any number of bins."""
+    return NAME.fullmatch(name) is not None

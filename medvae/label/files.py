@@ -18,7 +18,10 @@ TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def write_volume(
-    path: str | Path, channels: npt.NDArray[np.generic], affine: npt.NDArray[np.float64]
+    path: str | Path,
+    channels: npt.NDArray[np.generic],
+    affine: npt.NDArray[np.float64],
+    compress: bool = True,
 ) -> None:
     """Write (C, *S) as NIfTI or NRRD; one channel as (*S), more as (*S, C).
 
@@ -26,10 +29,11 @@ def write_volume(
         path: ends with `.nii.gz`, `.nii` or `.nrrd`.
         channels: of the type that the file is to have.
         affine: (4, 4), voxel index to RAS millimetres.
+        compress: NRRD, with which clients say whether they want it.
     """
     voxels = np.moveaxis(channels, 0, -1)
     if str(path).endswith(".nrrd"):
-        sitk.WriteImage(_as_itk(voxels, affine), str(path), True)
+        sitk.WriteImage(_as_itk(voxels, affine), str(path), compress)
     else:
         image = nib.Nifti1Image(voxels[..., 0] if len(channels) == 1 else voxels, affine)
         plain = image.to_bytes()

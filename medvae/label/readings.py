@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,8 +36,11 @@ class Reading(Protocol):
     def said(self, network: Any, image: Tensor) -> dict[str, Any]:
         """Return `codes`, `attributes` and `probabilities` of an image (1, C, *S), as JSON."""
 
+    def at(self, name: str, shares: Sequence[float]) -> list[float]:
+        """Return the values at shares of an attribute's range, 0 to 1; empty where it has none."""
+
     def series(
-        self, network: Any, image: Tensor, name: str, values: tuple[float, ...]
+        self, network: Any, image: Tensor, name: str, values: Sequence[float]
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return the image at other values (V C, *S), and `values` and `warnings`, as JSON.
 
@@ -89,16 +93,17 @@ class AttributeReading:
             "probabilities": {str(c): float(p) for c, p in zip(self.classes, shares, strict=True)},
         }
 
+    def at(self, name: str, shares: Sequence[float]) -> list[float]:
+        """Return the values at shares of the range, even in what the model learned, as a log."""
+        low, high = self.decoded.span
+        steps = np.array([(1 - share) * low + share * high for share in shares])
+        return [float(v) for v in self.decoded.scaler.inverse(steps)[:, self.names.index(name)]]
+
     def series(
-        self, network: Any, image: Tensor, name: str, values: tuple[float, ...]
+        self, network: Any, image: Tensor, name: str, values: Sequence[float]
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Return the image at values within the range; where none is given, as inference.yaml."""
+        """Return the image at values within the range."""
         used, warnings = clamped(values, *self.ranges[name], name)
-        if not used:
-            low, high = self.decoded.span
-            steps = np.linspace(low, high, 5)
-            column = self.decoded.scaler.inverse(steps)[:, self.names.index(name)]
-            used = [float(value) for value in column]
         try:
             images = traverse(network, image, name, used, self.decoded, self.follow)
         except ValueError as error:  # an axis that reads nothing
@@ -139,8 +144,12 @@ class FactorReading:
         said = {"attributes": attributes, "probabilities": probabilities}
         return {"codes": codes[0].tolist()} | said
 
+    def at(self, name: str, shares: Sequence[float]) -> list[float]:
+        """Return nothing: a factor has no range."""
+        return []
+
     def series(
-        self, network: Any, image: Tensor, name: str, values: tuple[float, ...]
+        self, network: Any, image: Tensor, name: str, values: Sequence[float]
     ) -> tuple[Tensor, dict[str, Any]]:
         """Refuse: subspaces have no values to be moved to.
 

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from monai.bundle import ConfigParser
 from monai.data import to_affine_nd
 from monai.transforms import EnsureTyped, Invertd
 from torch import Tensor
 
 from medvae.attributes import feature_names
 from medvae.data import CohortError, check_and_measure
-from medvae.data.record import FREE
 from medvae.explain import attribute_maps
-from medvae.label.asked import ALL, Asked
+from medvae.label.asked import ALL, OUTPUTS, Asked
 from medvae.label.bins import bin_edges, bin_names, quantise
+from medvae.label.configuration import CONFIGS, configuration, said
+from medvae.label.edits import EditReading
 from medvae.label.ranking import training_codes
 from medvae.label.readings import AttributeReading, FactorReading, Reading
 from medvae.networks import load_weights
 from medvae.transforms.affines import affine_of
 
-__all__ = ["Answer", "ServedBundle", "find_bundles", "said"]
+__all__ = ["Answer", "ServedBundle", "find_bundles", "loaded"]
 
-Result = TypeVar("Result")
-CONFIGS = ("configs/inference.yaml", "configs/inference.json")
+logger = logging.getLogger(__name__)
+
+KINDS = "an Attri-VAE, a StylEx after its search, or a model with subspaces"
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,12 @@ class Answer:
 def find_bundles(folder: str | Path) -> dict[str, Path]:
     """Return the trained bundles in a folder, or the folder itself if it is one, by their names.
 
-    A trained bundle has `models/model.pt` and `configs/inference.yaml` (or `.json`).
+    A trained bundle has `models/model.pt` and `configs/inference.yaml` (or `.json`). A link has its
+    own name, not that of what it points to.
     """
-    root = Path(folder)
+    root = Path(os.path.abspath(folder))
     candidates = [root, *sorted(p for p in root.glob("*") if p.is_dir())]
-    return {path.resolve().name: path.resolve() for path in candidates if _is_trained(path)}
+    return {path.name: path for path in candidates if _is_trained(path)}
 
 
 def _is_trained(folder: Path) -> bool:
@@ -68,8 +72,8 @@ def _is_trained(folder: Path) -> bool:
 class ServedBundle:
     """A trained bundle: its own network, preprocessing and maps, loaded once.
 
-    An Attri-VAE answers with all that `Asked` knows, a model with subspaces with maps of its
-    factors and what its heads say.
+    An Attri-VAE answers with all that `Asked` knows, and so does a StylEx of the attributes that
+    its search found; a model with subspaces with maps of its factors and what its heads say.
 
     The settings are those of its `configs/inference.yaml` and, where `models/run.json` says that
     the model was trained with others, by an overlay, those. A configuration is a program: serve
@@ -85,7 +89,9 @@ class ServedBundle:
         name: the folder's.
         attributes: names of what has a map.
         ranges: of attributes that can be moved, see `Reading`.
+        outputs: those of `Asked` that it has.
         needs_mask: whether the preprocessing needs one.
+        mask_labels: names of the numbers of such a mask, and of those that it is trained again on.
 
     Raises:
         CohortError: the folder's files do not make a model, such as weights that do not fit.
@@ -95,10 +101,12 @@ class ServedBundle:
         self.folder = Path(folder)
         self.name = self.folder.name
         self._lock = threading.Lock()
-        self._parser = _configuration(self.folder, device)
+        self._parser = configuration(self.folder, device)
         self.reading = self._reading()
         self.attributes = self.reading.names
         self.ranges = self.reading.ranges
+        self.outputs = OUTPUTS if self.ranges else OUTPUTS[:-1]
+        self.mask_labels: dict[str, Any] = self._parser.get("mask_labels") or {}
         self.spatial_dims = int(self._part("spatial_dims"))
         self.needs_mask = bool(self._part("center_on_mask")) or self._part("background") is not None
         self.training = training_codes(self.folder / "eval" / "predictions.csv")
@@ -107,7 +115,7 @@ class ServedBundle:
         self._identity = _identity(self.folder)
         load_weights(self._network, self.folder / "models" / "model.pt", self._device).eval()
         self._preprocessing = self._part("preprocessing")
-        self._map_options = self._part("map_inferer").options
+        self._maps = self._map_maker()
 
     def is_replaced(self) -> bool:
         """Say whether another model lies in the folder than the one that was loaded."""
@@ -188,13 +196,24 @@ class ServedBundle:
             parts = (self._part(key) for key in ("readout", "state", "traversal_follow"))
             readout, state, follow = parts
             return AttributeReading(readout, folder, state, classes, follow)
-        if "labels" in config:
+        if "labels" in config and {"map_inferer", "edit_inferer"} & set(config):
             self._parser.update({"cohort": None})  # what matters of it lies beside the weights
-            return FactorReading(self._part("labels"))
-        raise CohortError(
-            f"The bundle '{self.name}' reads neither attributes nor factors; expected one of "
-            "medvae's."
-        )
+            factors = self._part("labels")
+            if "edit_inferer" not in config:
+                return FactorReading(factors)
+            inferer = self._part("edit_inferer")
+            return EditReading(inferer.classifier, inferer.edits, factors)
+        why = "reads neither attributes nor factors"
+        if "counterfactual_inferer" in config:
+            why = "needs the treatment and the covariates of a subject, which an image has not"
+        raise CohortError(f"The bundle '{self.name}' {why}; expected {KINDS}.")
+
+    def _map_maker(self) -> Callable[[Tensor, Sequence[str]], Tensor]:
+        """Return what makes maps (K, *S) of an image (1, C, *S)."""
+        if isinstance(self.reading, EditReading):
+            return partial(self.reading.maps, self._network)
+        options = self._part("map_inferer").options
+        return lambda image, names: attribute_maps(self._network, image, names, **options)[0]
 
     def _part(self, key: str) -> Any:
         return said(lambda: self._parser.get_parsed_content(key))
@@ -213,12 +232,12 @@ class ServedBundle:
     def _map(self, image: Tensor, asked: Asked) -> tuple[Tensor, dict[str, Any]]:
         with self._lock:
             names = self.attributes if asked.attribute == ALL else [asked.attribute]
-            maps = attribute_maps(self._network, image, names, **self._map_options)
-        return maps[0], {}
+            return self._maps(image, names), {}
 
     def _traversal(self, image: Tensor, asked: Asked) -> tuple[Tensor, dict[str, Any]]:
+        values = asked.values or self.reading.at(asked.attribute, asked.shares)
         with self._lock:
-            return self.reading.series(self._network, image, asked.attribute, asked.values)
+            return self.reading.series(self._network, image, asked.attribute, values)
 
     def _on_grid(
         self, channels: Tensor, prepared: dict[str, Any]
@@ -238,23 +257,22 @@ class ServedBundle:
         return (images * np.float32(window[1] - window[0]) + np.float32(window[0])).astype("f4")
 
 
-def said(function: Callable[[], Result]) -> Result:
-    """Call a function; what is wrong with its input is raised as a sentence.
+def loaded(folder: Path, device: str | None = None) -> ServedBundle:
+    """Return a bundle, whatever its files hold.
 
     Raises:
-        CohortError: in place of it, of an error that it caused and of a bundle's SystemExit.
+        CohortError: in place of any error.
     """
     try:
-        return function()
-    except SystemExit as error:
-        raise CohortError(str(error).removeprefix("Error: ")) from error
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, CohortError):
-            cause = cause.__cause__
-        if cause is None:
-            raise
-        raise cause from None
+        return ServedBundle(folder, device)
+    except CohortError:
+        raise
+    except Exception as error:  # a configuration is a program: it may fail in any way
+        logger.exception("The bundle '%s' failed while it was loaded", folder.name)
+        raise CohortError(
+            f"The bundle '{folder.name}' fails while it is loaded ({type(error).__name__}); "
+            f"expected {KINDS}; the server's log says more."
+        ) from error
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
@@ -264,44 +282,3 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_ino
-
-
-def _configuration(folder: Path, device: str | None) -> ConfigParser:
-    """Return a bundle's inference configuration as its model was trained.
-
-    Raises:
-        CohortError: a file that cannot be read, or a device that torch does not know.
-    """
-    path = next(folder / name for name in CONFIGS if (folder / name).is_file())
-    parser = ConfigParser()
-    try:
-        parser.read_config(str(path))
-        record = folder / "models" / "run.json"
-        trained = json.loads(record.read_text("utf-8"))["settings"] if record.is_file() else {}
-    except Exception as error:  # YAML and JSON raise kinds of their own
-        raise CohortError(
-            f"The configuration of the bundle '{folder.name}' cannot be read "
-            f"({type(error).__name__}); expected {path.name} and the run.json of its training."
-        ) from error
-    own = dict(parser.get())
-    changed = {k: v for k, v in trained.items() if k in own and k not in FREE}
-    changed = {k: v for k, v in changed.items() if not (_is_made(own[k]) or _has_target(v))}
-    fixed = {"bundle_root": str(folder), "maps": True, "traversals": False}
-    parser.update(changed | fixed | ({} if device is None else {"device": _device(device)}))
-    return parser
-
-
-def _device(name: str) -> str:
-    try:
-        return f"$torch.device('{torch.device(name)}')"
-    except RuntimeError as error:
-        raise CohortError(f"The device '{name}' is unknown; expected cpu or cuda.") from error
-
-
-def _is_made(value: Any) -> bool:
-    """Whether an entry of inference.yaml is derived from others, and so no choice."""
-    return _has_target(value) or (isinstance(value, str) and value.startswith(("$", "@", "%")))
-
-
-def _has_target(value: Any) -> bool:
-    return isinstance(value, dict) and "_target_" in value

@@ -12,6 +12,7 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from medvae.data.errors import CohortError
+from medvae.label.edits import EditReading
 from medvae.label.ranking import distances
 from medvae.label.studies import known, mask_of
 
@@ -67,8 +68,9 @@ class BundleScore(ScoringMethod):
         scores: dict[str, float] = {}
         skipped: dict[str, str] = {}
         for study in datastore.list_images():
-            kept = datastore.get_image_info(study).get(self.name) or {}
-            if not anew and model in kept:
+            kept = datastore.get_image_info(study).get(self.name)
+            kept = kept if isinstance(kept, dict) else {}  # clients may write what they like there
+            if not anew and isinstance(kept.get(model), float):
                 scores[study] = kept[model]
                 continue
             image = datastore.get_image_uri(study)
@@ -124,6 +126,8 @@ class Distance(BundleScore):
 
     def score(self, task: Any, study: str, image: str, datastore: Datastore) -> float:
         """Return `medvae.label.distances`."""
+        if task.bundle.training is None and isinstance(task.bundle.reading, EditReading):
+            raise CohortError("The codes of a StylEx have no prior that a study could be far from.")
         codes = task.bundle.read(task.item(study, image, datastore))["codes"]
         return float(distances(codes, task.bundle.training)[0])
 

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
 
 from medvae.data import write_text
 from medvae.data.errors import CohortError, suggestion
+from medvae.data.files import read_mask
+from medvae.label.masks import check_is_mask
+from medvae.label.uploads import check_upload
 
-__all__ = ["NotThereError", "StudiesDatastore", "known", "mask_of"]
+__all__ = ["NotThereError", "SeriesDatastore", "StudiesDatastore", "known", "mask_of"]
 
 # the first character keeps `..`, hidden files and MONAI Label's own out
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. +=@-]{0,199}")
@@ -52,6 +56,7 @@ class StudiesDatastore(LocalDatastore):
         found, extension = self._to_id(image_filename)
         _check_name("id", image_id)
         self._check_kind(extension)
+        check_upload(image_filename)
         if image_id in self.list_images():
             raise CohortError(f"The study '{image_id}' is there already; expected a new id.")
         return str(super().add_image(image_id, image_filename, image_info))
@@ -62,11 +67,14 @@ class StudiesDatastore(LocalDatastore):
         """Save a label of a study under a tag that is a folder's name.
 
         Raises:
-            CohortError: an unknown study, a tag with a path in it, or a file that is no image.
+            CohortError: an unknown study, a tag with a path in it, a file that is no image, or bins
+                of a map in place of a mask.
         """
         known(image_id, self.list_images())
         _check_name("tag", label_tag)
+        check_is_mask(label_info)
         self._check_kind(self._to_id(label_filename)[1])
+        check_upload(label_filename)
         return str(super().save_label(image_id, label_filename, label_tag, label_info))
 
     def _update_datastore_file(self, lock: bool = True) -> None:
@@ -87,6 +95,42 @@ class StudiesDatastore(LocalDatastore):
             raise CohortError(
                 f"A file of the kind '{extension[:20]}' was sent; expected one of {kinds}."
             )
+
+
+class SeriesDatastore(DICOMWebDatastore):
+    """MONAI Label's DICOMweb server and its local copies, which takes names for what they are."""
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Refuse: what is no series of the DICOMweb server would be listed nowhere.
+
+        Raises:
+            CohortError: always.
+        """
+        raise CohortError("Studies are on the DICOMweb server; expected new ones to be sent there.")
+
+    def save_label(
+        self,
+        image_id: str,
+        label_filename: str,
+        label_tag: str,
+        label_info: dict[str, Any],
+        label_id: str = "",
+    ) -> str:
+        """Save a label of a series; a final one goes to the server as a DICOM segmentation.
+
+        Raises:
+            CohortError: an unknown series, a tag with a path in it, a label that is empty or cannot
+                be read, or bins of a map in place of a mask.
+        """
+        known(image_id, self.list_images(), "series")
+        _check_name("tag", label_tag)
+        check_is_mask(label_info)
+        if not label_filename.endswith(".bin"):
+            check_upload(label_filename)
+            read_mask(label_filename)
+        elif not any(Path(label_filename).read_bytes()):  # voxels alone, as OHIF sends them
+            raise CohortError("The label is empty; expected at least one voxel of a segment.")
+        return str(super().save_label(image_id, label_filename, label_tag, label_info))
 
 
 def mask_of(study: str, tag: str, datastore: LocalDatastore) -> str:

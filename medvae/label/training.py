@@ -13,9 +13,9 @@ from monai.bundle import ConfigWorkflow
 
 from medvae.data import check_writable, write_text
 from medvae.data.errors import CohortError
-from medvae.label.served import said
+from medvae.label.configuration import device_of, said
 
-__all__ = ["TrainingOptions", "finish_training", "studies_table", "train_again"]
+__all__ = ["TrainingOptions", "finish_training", "needs_mask", "studies_table", "train_again"]
 
 PARTS = ("eval", "models")  # what a training makes; the model last, as servers look at it
 TABLE = "subjects.csv"
@@ -27,16 +27,18 @@ class TrainingOptions:
 
     Args:
         request: of the client, whose other entries are left alone.
+        device: where the client names none; None: as the bundle says.
 
     Attributes:
         max_epochs: None: as the model was trained.
         pretrained: whether it starts from the weights that are served.
+        device: as a configuration's expression; None: as the bundle says.
 
     Raises:
         CohortError: a value of another kind.
     """
 
-    def __init__(self, request: Mapping[str, Any]) -> None:
+    def __init__(self, request: Mapping[str, Any], device: str | None = None) -> None:
         epochs = request.get("max_epochs")
         whole = isinstance(epochs, int) and not isinstance(epochs, bool)
         if epochs is not None and not (whole and 0 < epochs <= 100_000):
@@ -45,26 +47,56 @@ class TrainingOptions:
         self.pretrained = request.get("pretrained", True)
         if not isinstance(self.pretrained, bool):
             raise CohortError(f"pretrained is {self.pretrained!r}; expected true or false.")
+        asked = request.get("device") or device
+        self.device = device_of(asked) if asked else None
 
 
-def studies_table(items: Mapping[str, tuple[str, str]], folder: str | Path | None) -> pd.DataFrame:
-    """Return the table of a cohort: studies with a mask, and what a table beside them says.
+def studies_table(
+    items: Mapping[str, tuple[str, str]], folder: str | Path | None, needs_mask: bool = True
+) -> pd.DataFrame:
+    """Return the table of a cohort: studies, and what a table beside them says.
 
     Args:
-        items: image and mask of every study that has both, by its name.
+        items: image and mask of every study by its name; an empty mask is none.
         folder: with `subjects.csv`, whose column `id` names studies and whose other columns
             (classes, covariates, measured attributes) join them; None or no such file: none do.
+        needs_mask: whether every study must have a mask; else those in `subjects.csv` need none.
 
     Raises:
         CohortError: no studies, or a table that cannot be read or has no column `id`.
     """
-    if not items:
-        raise CohortError("No study has a mask; expected some to be submitted before training.")
-    rows = [{"id": name, "image": image, "mask": mask} for name, (image, mask) in items.items()]
+    beside = _beside(folder)
+    listed = set() if beside is None or needs_mask else set(beside["id"])
+    rows = [
+        {"id": name, "image": image, "mask": mask or None}
+        for name, (image, mask) in items.items()
+        if mask or name in listed
+    ]
+    if not rows:
+        where = "" if needs_mask else f", nor is one listed in '{TABLE}'"
+        raise CohortError(f"No study has a mask{where}; expected some before training.")
     table = pd.DataFrame(rows)
+    if not table["mask"].notna().any():
+        table = table.drop(columns="mask")  # then what can only be measured is missed by its name
+    return table if beside is None else table.merge(beside, on="id", how="left")
+
+
+def needs_mask(folder: str | Path) -> bool:
+    """Whether a bundle is trained on masks themselves, not only on what is measured in them.
+
+    Raises:
+        CohortError: the bundle keeps no record of its training.
+    """
+    settings = _settings(Path(folder))
+    uses = bool(settings.get("center_on_mask")) or bool(settings.get("regions"))
+    return uses or settings.get("background") is not None
+
+
+def _beside(folder: str | Path | None) -> pd.DataFrame | None:
+    """Return the table beside the studies, without their files."""
     path = None if folder is None else Path(folder) / TABLE
     if path is None or not path.is_file():
-        return table
+        return None
     try:
         known = pd.read_csv(path, dtype={"id": str})
     except (ValueError, OSError) as error:
@@ -74,8 +106,7 @@ def studies_table(items: Mapping[str, tuple[str, str]], folder: str | Path | Non
         raise CohortError(
             f"'{TABLE}' has no column 'id', but {found}; expected the studies' names."
         )
-    known = known.drop(columns=["image", "mask"], errors="ignore").drop_duplicates("id")
-    return table.merge(known, on="id", how="left")
+    return known.drop(columns=["image", "mask"], errors="ignore").drop_duplicates("id")
 
 
 def train_again(
@@ -144,6 +175,8 @@ def _run(root: Path, work: Path, options: TrainingOptions) -> None:
         "overwrite": False,
         "resume": False,
     }
+    if options.device is not None:
+        settings["device"] = options.device
     if options.max_epochs is not None:
         settings["max_epochs"] = options.max_epochs
     if options.pretrained:

@@ -1,5 +1,6 @@
 """A trained bundle and a study for the tests of the label app, in seconds."""
 
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from medvae.data import Cohort, Factors, phantoms
+from medvae.networks import FactorClassifier
 
 CONFIGS = Path(__file__).parents[2] / "bundles" / "attri_vae" / "configs"
 MODEL = "hearts"
@@ -53,22 +55,61 @@ def trained_bundle(folder, subjects=40):
     return root
 
 
-def encoder_bundle(folder):
-    """An encoder with subspaces for a class and a number, with weights that nobody trained."""
-    configs, root = CONFIGS.parents[1] / "disentangled_encoder" / "configs", folder / "encoder"
-    table = phantoms(root / "data", 30, spatial_dims=2)
-    cohort = Cohort(table, fractions=(0.6, 0.2, 0.2), spatial_dims=2, check=False)
+def untrained_bundle(folder, kind, definitions, spatial_dims=2, **settings):
+    """A bundle of factors, of the phantoms in its own folder, with weights that nobody trained."""
+    configs, root = CONFIGS.parents[1] / kind / "configs", folder / kind
+    table = phantoms(root / "data", 30, spatial_dims=spatial_dims)
+    cohort = Cohort(table, fractions=(0.6, 0.2, 0.2), spatial_dims=spatial_dims, check=False)
     shutil.copytree(configs, root / "configs")
     cohort.save(root / "models" / "cohort.json")
-    definitions = {"diagnosis": {"size": 4}, "age": {"size": 2, "kind": "continuous"}}
     factors = Factors(cohort, definitions, free_size=2)
     factors.save(root / "models" / "factors.json")
+    (root / "models" / "run.json").write_text(json.dumps({"settings": settings}))
     parser = ConfigParser()
     parser.read_config(str(configs / "inference.yaml"))
-    parser.update({"labels": factors, "device": "cpu"})
+    parser.update({"labels": factors, "device": "cpu", **settings})
     torch.manual_seed(0)
     weights = parser.get_parsed_content("network").state_dict()
     torch.save(weights, root / "models" / "model.pt")
+    return root
+
+
+def encoder_bundle(folder):
+    """An encoder with subspaces for a class and a number."""
+    definitions = {"diagnosis": {"size": 4}, "age": {"size": 2, "kind": "continuous"}}
+    return untrained_bundle(folder, "disentangled_encoder", definitions)
+
+
+TINY = {"spacing_mm": 6.0, "channels": [8, 8, 6], "mapping_layers": 2}
+
+
+def gan_bundle(folder, spatial_dims):
+    """A GAN with a subspace for a class."""
+    tiny = TINY | {"image_size": [16] * spatial_dims}
+    kind = f"disentangled_gan_{spatial_dims}d"
+    return untrained_bundle(folder, kind, {"diagnosis": {"size": 4}}, spatial_dims, **tiny)
+
+
+def stylex_bundle(folder):
+    """A StylEx of a classifier with two heads, as if a search had found two attributes."""
+    tiny = TINY | {"image_size": [16, 16], "latent_dim": 4, "classifier_channels": [4, 4, 8, 8]}
+    root = untrained_bundle(folder, "stylex", {"diagnosis": {}, "scanner": {}}, **tiny)
+    heads = Factors(None, state=root / "models" / "factors.json").outputs
+    classifier = FactorClassifier(2, 1, heads, tiny["classifier_channels"])
+    torch.save(classifier.state_dict(), root / "models" / "classifier.pt")
+    found = [{"coordinate": n, "direction": "up", "min": -9.0, "max": 9.0} for n in (1, 4)]
+    (root / "eval").mkdir()
+    attributes = {"attributes": [entry | {"shift": 1.0} for entry in found]}
+    (root / "eval" / "attributes.json").write_text(json.dumps(attributes))
+    return root
+
+
+def intact_bundle(folder):
+    """The configuration of beta-Intact-VAE beside a file in the place of weights."""
+    root = folder / "intact_vae"
+    shutil.copytree(CONFIGS.parents[1] / "intact_vae" / "configs", root / "configs")
+    (root / "models").mkdir()
+    (root / "models" / "model.pt").write_bytes(b"weights")
     return root
 
 

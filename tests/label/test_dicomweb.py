@@ -4,6 +4,7 @@ Runs where Orthanc and its DICOMweb plugin are installed (Debian: orthanc, ortha
 MEDVAE_LABEL_PYTHON names the Python of requirements-label.txt.
 """
 
+import gzip
 import http.client
 import json
 import shutil
@@ -20,21 +21,17 @@ import SimpleITK as sitk
 from bodies_of_label import MODEL, oblique_phantom
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-from test_server import FIRST, PYTHON, Server
+from serving import FIRST, SERVED, Server
 
 from medvae.label import Asked, ServedBundle, quantise
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 pytestmark = [
-    pytest.mark.skipif(
-        not (PYTHON and Path(PYTHON).exists()),
-        reason="MEDVAE_LABEL_PYTHON does not name the Python of requirements-label.txt",
-    ),
+    *SERVED,
     pytest.mark.skipif(
         not (shutil.which("Orthanc") and PLUGIN.exists()),
         reason="Orthanc and its DICOMweb plugin are not installed",
     ),
-    pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
 ]
 
 
@@ -134,7 +131,7 @@ def served(orthanc, trained, tmp_path_factory):
         assert asked(orthanc, "POST", "/instances", file.read_bytes())[0] == 200
     image.to_filename(root / "expected.nii.gz")
     address = f"http://127.0.0.1:{orthanc}/dicom-web"
-    with Server(root, address, root / "server.log", trained, cwd=root) as running:
+    with Server(root, address, trained) as running:
         yield running, trained, series, root / "expected.nii.gz"
 
 
@@ -187,6 +184,96 @@ def test_bins_become_a_dicom_segmentation_of_the_series(served, tmp_path):
     assert found.Modality == "SEG"
     assert found.ReferencedSeriesSequence[0].SeriesInstanceUID == series
     assert 1 <= len(found.SegmentSequence) <= 4
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../system",
+        "%2e%2e/system",
+        "studies/%2e%2e/%2e%2e/system",
+        "studies/..%2F..%2Fsystem",
+        "studies/%252e%252e/%252e%252e/system",
+        "studies/..%5c..%5csystem",
+        "wado/%2e%2e/system",
+        "qido/studies/%2e%2e/%2e%2e/instances",
+        "stow/studies",
+        "system",
+        "studies%3f/../../system",
+        "/system",
+    ],
+)
+def test_nothing_but_dicomweb_is_reached_through_the_proxy(served, method, path):
+    server = served[0]
+    status, content, _ = server.ask(method, f"/proxy/dicom/{path}", b"")
+    assert status in (404, 405)
+    assert b"DicomAet" not in content
+    assert isinstance(json.loads(content)["detail"], str)
+
+
+def test_ohif_reads_studies_through_the_proxy_and_writes_none(served, orthanc):
+    """As its data source in MONAI Label's app-config.js asks: qido and wado."""
+    server, _, series, _ = served
+
+    def read(path):  # as Orthanc sends it, packed
+        status, content, _ = server.ask("GET", f"/proxy/dicom/{path}")
+        assert status == 200
+        return json.loads(gzip.decompress(content) if content[:1] == b"\x1f" else content)
+
+    found = read("qido/studies?limit=101")
+    study = found[0]["0020000D"]["Value"][0]
+    path = f"studies/{study}/series/{series}"
+    instance = read(f"wado/{path}/metadata")[0]["00080018"]["Value"][0]
+    frame = f"/proxy/dicom/wado/{path}/instances/{instance}/frames/1"
+    assert server.ask("GET", frame)[0] == 200
+    before = asked(orthanc, "GET", "/instances")[1]
+    assert server.ask("POST", "/proxy/dicom/wado/studies", b"DICM")[0] == 405
+    assert asked(orthanc, "GET", "/instances")[1] == before
+
+
+def test_names_with_paths_reach_nothing_beside_the_copies(served):
+    server, _, series, image = served
+    content = image.read_bytes()
+    before = sorted(p for p in server.root.rglob("*") if p.suffix != ".log")
+    outside = image.relative_to(server.root).with_suffix("").stem
+    for name in (f"../../{outside}", "..", f"..%2f..%2f{outside}"):
+        assert server.ask("GET", f"/datastore/image?image={name}")[0] == 404
+    label = ("a.nii.gz", content)
+    for query in (f"image={series}&tag=../../x", "image=../x&tag=final", "image=1.2&tag=final"):
+        assert server.form("PUT", f"/datastore/label?{query}", label=label)[0] in (400, 404)
+    for query in ("image=../../x", "image=1.2.3"):
+        assert server.form("PUT", f"/datastore/image?{query}", file=label)[0] in (400, 404)
+    assert sorted(p for p in server.root.rglob("*") if p.suffix != ".log") == before
+
+
+def test_ohif_saves_a_label(served, orthanc):
+    """Voxels alone in label.bin, without a tag: a DICOM segmentation is kept by the server."""
+    server, _, series, image = served
+    size = np.prod(nib.load(image).shape)
+    voxels = np.zeros(size, np.uint8)
+    path = f"/datastore/label?image={series}"
+
+    def saved(voxels, info):
+        fields = {"params": json.dumps({"label_info": info})}
+        status, said, _ = server.form("PUT", path, fields, label=("label.bin", voxels.tobytes()))
+        return status, json.loads(said)
+
+    mask, bins = [{"name": "lv"}], [{"name": "20-40 % of peak"}]
+    before = json.loads(asked(orthanc, "GET", "/series")[1])
+    status, said = saved(voxels, mask)
+    assert status == 400
+    assert "The label is empty" in said["detail"]
+    voxels[size // 2 : size // 2 + 99] = 1
+    assert saved(voxels[:-1], mask)[0] == 400
+    status, said = saved(voxels, bins)
+    assert status == 400
+    assert "a bin of a map; expected a mask" in said["detail"]
+    assert json.loads(asked(orthanc, "GET", "/series")[1]) == before
+    assert saved(voxels, mask) == (200, {"image": series, "label": series})
+    assert len(json.loads(asked(orthanc, "GET", "/series")[1])) == len(before) + 1
+    status, content, _ = server.ask("GET", f"/datastore/label?label={series}&tag=original")
+    assert status == 404
 
 
 def test_a_series_that_is_not_there(served):

@@ -12,7 +12,16 @@ import pytest
 import SimpleITK as sitk
 import torch
 import yaml
-from bodies_of_label import CONFIGS, MODEL, encoder_bundle, inferred, oblique
+from bodies_of_label import (
+    CONFIGS,
+    MODEL,
+    encoder_bundle,
+    gan_bundle,
+    inferred,
+    intact_bundle,
+    oblique,
+    stylex_bundle,
+)
 from matplotlib.image import imread
 from picture import draw_answers
 
@@ -25,6 +34,7 @@ from medvae.label import (
     disagreement,
     distances,
     find_bundles,
+    loaded,
     quantise,
     training_codes,
 )
@@ -63,6 +73,9 @@ def test_parameters_have_defaults_and_other_keys_pass():
     expected = Asked(NAMES[1], "traversal", (1.0, 2.5), 7, ".nrrd")
     assert Asked.of(asked | {"result_extension": ".nrrd"}, NAMES) == expected
     assert Asked.of({"value": "3, 4"}, NAMES).values == (3.0, 4.0)
+    shares = Asked.of({"value": "0 %, 50 %"}, NAMES)
+    assert (shares.values, shares.shares) == ((), (0.0, 0.5))
+    assert not Asked.of({"result_compress": False}, NAMES).compress
 
 
 @pytest.mark.parametrize(
@@ -77,6 +90,9 @@ def test_parameters_have_defaults_and_other_keys_pass():
         ({"value": [1, None]}, "expected a finite number"),
         ({"value": {"a": 1}}, "expected a finite number"),
         ({"value": True}, "expected a finite number"),
+        ({"value": "many %"}, "expected a finite number"),
+        ({"value": "101 %"}, "The value is 101 %; expected 0 to 100 % of the range"),
+        ({"value": "5, 10 %"}, "The value holds numbers and per cent"),
         ({"value": [1.0] * 17}, "The value holds 17 numbers; expected at most 16"),
         ({"bins": 0}, "The bins are 0; expected a whole number, 1 to 254"),
         ({"bins": 2.5}, "expected a whole number"),
@@ -220,6 +236,17 @@ def test_a_traversal_stays_within_the_range(served, root, tmp_path):
     assert len(answer.channels) == 1
 
 
+def test_per_cent_are_those_of_the_range(served, tmp_path):
+    name = served.attributes[0]
+    image = {"image": oblique_study(tmp_path)}
+    said = served.answer(image, Asked(name, "traversal", shares=(0.0, 1.0))).params
+    assert said["values"] == pytest.approx(list(served.ranges[name]))
+    assert said["warnings"] == []
+    five = served.answer(image, Asked(name, "traversal")).params["values"]
+    assert len(five) == 5
+    assert five[::4] == said["values"]
+
+
 def oblique_study(folder):
     path = folder / "oblique.nii.gz"
     voxels = np.random.default_rng(1).random((20, 24, 16)).astype(np.float32) * 900
@@ -293,6 +320,59 @@ def test_a_model_with_subspaces_says_what_its_heads_say(tmp_path):
     assert np.isnan(served.disagreement({"image": image}, image.replace("images", "masks")))
 
 
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_a_gan_is_served_as_a_model_with_subspaces(tmp_path, spatial_dims):
+    root = gan_bundle(tmp_path, spatial_dims)
+    served = loaded(root, "cpu")
+    assert served.attributes == ("diagnosis",)
+    assert served.outputs == ("bins", "map")
+    image = str(root / "data" / "images" / "phantom0001.nii.gz")
+    answer = served.answer({"image": image}, Asked("diagnosis", "map"))
+    assert answer.channels.shape == (1, *nib.load(image).shape[:spatial_dims])
+    assert sum(answer.params["probabilities"]["diagnosis"].values()) == pytest.approx(1, abs=1e-6)
+    with pytest.raises(CohortError, match="A model with subspaces has no traversal"):
+        served.answer({"image": image}, Asked("diagnosis", "traversal"))
+
+
+def test_a_stylex_answers_with_what_its_search_found(tmp_path):
+    """The edit at its end is the bundle's own, the map how far it is from the reconstruction."""
+    root = stylex_bundle(tmp_path)
+    served = loaded(root, "cpu")
+    first, second = "attribute01_up", "attribute02_up"
+    assert served.attributes == (first, second)
+    assert served.ranges[first] == (0.0, 1.0)
+    path = str(root / "data" / "images" / "phantom0001.nii.gz")
+    said = served.answer({"image": path}, Asked(first, "traversal", (0.0, 1.0, 7.0))).params
+    assert said["values"] == [0.0, 1.0, 1.0]
+    assert "outside of the way that was searched (0 to 1)" in said["warnings"][0]
+    assert sum(said["probabilities"]["scanner"].values()) == pytest.approx(1, abs=1e-6)
+    assert len(said["codes"]) == 4
+    inferer = served._part("edit_inferer")
+    image = served._input(served._prepared({"image": path}))
+    base, *edits = inferer(image, served._network)[0]
+    series, _ = served.reading.series(served._network, image, second, [0.0, 1.0])
+    torch.testing.assert_close(series[0], base)
+    torch.testing.assert_close(series[1], edits[1])
+    maps = served.reading.maps(served._network, image, [first, second])
+    torch.testing.assert_close(maps, torch.stack([(edit - base).abs() for edit in edits]))
+    assert maps.max() > 0
+    answer = served.answer({"image": path}, Asked(second))
+    assert answer.channels.dtype == np.uint8
+    assert answer.channels.max() == 4
+    assert served.answer({"image": path}, Asked("all", "map")).channels.shape[0] == 2
+    (root / "eval" / "attributes.json").unlink()
+    with pytest.raises(CohortError, match="expected the file that the search of"):
+        loaded(root, "cpu")
+
+
+def test_a_bundle_that_is_not_served_says_why(root, tmp_path):
+    with pytest.raises(CohortError, match="needs the treatment and the covariates of a subject"):
+        loaded(intact_bundle(tmp_path))
+    copy = damaged(root, tmp_path, "x", configs__inference_dot_yaml="readout: $1 / 0\n")
+    with pytest.raises(CohortError, match="'x' fails while it is loaded .* the server's log"):
+        loaded(copy)
+
+
 def damaged(root, folder, name, **changes):
     """A copy of the bundle with some files replaced."""
     copy = folder / name
@@ -321,6 +401,8 @@ def test_a_bundle_that_does_not_fit_is_refused(root, tmp_path, changes, sentence
 def test_an_unknown_device_is_refused(root):
     with pytest.raises(CohortError, match="The device 'abacus' is unknown"):
         ServedBundle(root, "abacus")
+    with pytest.raises(CohortError, match="This machine has no device 'meta'; expected cpu"):
+        ServedBundle(root, "meta")  # as cuda on a machine without
 
 
 def test_weights_are_data_alone(root, tmp_path):

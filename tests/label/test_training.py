@@ -7,14 +7,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from bodies_of_label import SMALL
 
 from medvae.data import CohortError, phantoms
 from medvae.label import (
     ServedBundle,
     TrainingOptions,
     finish_training,
+    needs_mask,
     studies_table,
     train_again,
+    training,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
@@ -131,11 +134,67 @@ def test_a_training_that_has_not_ended_takes_nothing_away(bundle):
         ({"max_epochs": "many"}, "max_epochs is 'many'"),
         ({"max_epochs": True}, "max_epochs is True"),
         ({"pretrained": "no"}, "pretrained is 'no'; expected true or false"),
+        ({"device": "abacus"}, "The device 'abacus' is unknown"),
+        ({"device": "meta"}, "This machine has no device 'meta'"),
     ],
 )
 def test_options_that_are_none(request_, sentence):
     with pytest.raises(CohortError, match=sentence):
         TrainingOptions(request_)
+
+
+@pytest.mark.parametrize(
+    ("asked", "served", "used"),
+    [
+        ({"device": "cpu:0"}, "cpu", "$torch.device('cpu:0')"),
+        ({}, "cpu", "$torch.device('cpu')"),
+        ({"device": ""}, None, None),
+    ],
+)
+def test_the_device_of_client_or_server_reaches_the_training(
+    bundle, studies, monkeypatch, asked, served, used
+):
+    found = {}
+
+    class Workflow:
+        def __init__(self, **settings):
+            found.update(settings)
+            raise SystemExit("Error: enough.")
+
+    monkeypatch.setattr(training, "ConfigWorkflow", Workflow)
+    with pytest.raises(CohortError, match="enough"):
+        train_again(bundle, studies, TrainingOptions(asked, served))
+    assert found.get("device") == used
+
+
+def test_studies_without_masks_are_trained_on_if_the_table_has_their_attributes(bundle, tmp_path):
+    """A model that is told its attributes needs nobody to draw."""
+    table = phantoms(tmp_path / "data", 30, seed=5)
+    columns = ["id", "diagnosis", "patient", "lv_volume_ml", "wall_thickness_mm"]
+    names = dict(zip(columns[3:], SMALL["attributes"], strict=True))
+    table[columns].rename(columns=names).to_csv(tmp_path / "subjects.csv", index=False)
+    assert not needs_mask(bundle)
+    items = {row.id: (row.image, "") for row in table.itertuples()}
+    with pytest.raises(CohortError, match="No study has a mask; expected some before training"):
+        studies_table(items, tmp_path)
+    known = studies_table(items | {"other": ("o.nii.gz", "")}, tmp_path, needs_mask=False)
+    assert len(known) == 30
+    metrics = train_again(bundle, known, TrainingOptions({"max_epochs": 1}))
+    assert sum(metrics["subjects"].values()) == 30
+    without = known.drop(columns=SMALL["attributes"])
+    with pytest.raises(CohortError, match="Column 'mask' is not in the table; expected one to mea"):
+        train_again(bundle, without, TrainingOptions({"max_epochs": 1}))
+    with pytest.raises(CohortError, match="No study has a mask, nor is one listed in 'subjects"):
+        studies_table({"other": ("o.nii.gz", "")}, tmp_path, needs_mask=False)
+
+
+@pytest.mark.parametrize("key", ["center_on_mask", "regions", "background"])
+def test_a_model_that_reads_masks_needs_them(bundle, key):
+    record = bundle / "models" / "run.json"
+    run = json.loads(record.read_text())
+    run["settings"][key] = 0 if key == "background" else True
+    record.write_text(json.dumps(run))
+    assert needs_mask(bundle)
 
 
 def test_the_table_beside_the_studies_joins_by_id(tmp_path):

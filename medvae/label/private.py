@@ -1,0 +1,45 @@
+"""Where the server keeps what clients send, and for how long."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+__all__ = ["private_folder", "sweep"]
+
+KEPT_S = 3600.0  # longer than any request takes; MONAI Label's own sessions last as long
+
+
+def private_folder() -> Path:
+    """Send all temporary files of this process to one new folder, which ends with it.
+
+    MONAI Label writes uploads there and opens any path that a client names: within this folder a
+    client cannot name more than such files.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="medvae-label-")).resolve()
+    tempfile.tempdir = str(folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def sweep(folder: Path, keep: str, older_than_s: float = KEPT_S) -> None:
+    """Remove what lies in a folder for longer than any request takes.
+
+    MONAI Label removes an upload after its answer, and leaves it where there was an error.
+
+    Args:
+        folder: see `private_folder`.
+        keep: the name of what is not touched.
+        older_than_s: seconds since the last change.
+    """
+    end = time.time() - older_than_s
+    for path in folder.iterdir():
+        if path.name == keep or path.lstat().st_mtime > end:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
