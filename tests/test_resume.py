@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -252,15 +253,20 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_fills_up_during_training_leaves_the_last_good_checkpoint(tiny_disk):
-    """There is no space for a second model beside the first one and its checkpoint."""
+    """Something else takes the space for a second model beside the first one."""
 
     def train(epochs: int) -> Any:
-        network = torch.nn.Linear(80, 80)
-        optimizer = torch.optim.Adam(network.parameters())
+        network = torch.nn.Linear(50, 50)
+        optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
         handler = Checkpoint(tiny_disk, network, optimizer)
 
-        def step(_: Engine, __: Any) -> None:
-            network(torch.ones(1, 80)).sum().backward()
+        def step(engine: Engine, __: Any) -> None:
+            network(torch.ones(1, 50)).sum().backward()
+            optimizer.step()
+            if engine.state.epoch == 2:
+                with (tiny_disk / "other").open("wb", buffering=0) as file, suppress(OSError):
+                    while file.write(bytes(4096)):
+                        pass
 
         engine = Engine(step)
         handler.attach(engine)
@@ -276,7 +282,7 @@ def test_a_disk_that_fills_up_during_training_leaves_the_last_good_checkpoint(ti
     model = torch.load(tiny_disk / "model.pt", weights_only=True)
     assert left["epoch"] == 1
     assert torch.equal(left["network"]["weight"], model["weight"])
-    assert sorted(p.name for p in tiny_disk.iterdir()) == ["checkpoint.pt", "model.pt"]
+    assert sorted(p.name for p in tiny_disk.iterdir()) == ["checkpoint.pt", "model.pt", "other"]
 
 
 @pytest.mark.parametrize("maps", [True, False])

@@ -15,7 +15,8 @@ layer, over the test subjects of each run (numbers are means over runs, ± half 
 
 A second table chooses: of the rows whose localisation with random weights is at most 1.3, the
 one that localises best on the validation subjects, and what that row reaches on the test subjects,
-which had no say in it. GradCAM equals MONAI's (tests/test_maps.py).
+which had no say in it. GradCAM equals MONAI's (tests/test_maps.py). `--rows
+"gradcam, encoder.0" occlusion` asks for some rows alone: all take an hour where regions are learned.
 """
 
 from __future__ import annotations
@@ -157,6 +158,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--subjects", type=int, default=32, help="of each split, at most")
     parser.add_argument("--overlay", help="of the cohort, as in configs/datasets")
+    parser.add_argument("--rows", nargs="*", help="of the table, as it names them; default: all")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the config")
     arguments = parser.parse_args()
     val, test = [], []
@@ -166,6 +168,7 @@ def main() -> None:
         for split, kept in (("val", val), ("test", test)):
             images, structures = (part[: arguments.subjects] for part in subjects(split))
             options = candidates(network, images.shape[-1])
+            options = {name: options[name] for name in arguments.rows or options}
             kept.append(scores(network, other, (images, structures), options, split == "test"))
             print(f"done: {len(images)} {split} subjects of {run}", flush=True)
     print_scores(test, names)
