@@ -15,8 +15,10 @@ layer, over the test subjects of each run (numbers are means over runs, ± half 
 
 A second table chooses: of the rows whose localisation with random weights is at most 1.3, the
 one that localises best on the validation subjects, and what that row reaches on the test subjects,
-which had no say in it. GradCAM equals MONAI's (tests/test_maps.py). `--rows
-"gradcam, encoder.0" occlusion` asks for some rows alone: all take an hour where regions are learned.
+which had no say in it. GradCAM equals MONAI's (tests/test_maps.py).
+
+`--rows
+"gradcam, encoder.0" occlusion` asks for some rows: all take an hour where regions are learned.
 """
 
 from __future__ import annotations
