@@ -84,12 +84,18 @@ def or_exit(function: Callable[..., Result], *args: object, **kwargs: object) ->
     try:
         return function(*args, **kwargs)
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, CohortError):
-            cause = cause.__cause__
+        cause = cause_of(error)
         if cause is None:
             raise
         raise SystemExit(f"Error: {cause}") from None
+
+
+def cause_of(error: BaseException) -> CohortError | None:
+    """Return the first CohortError of an error and its causes; None where bad input has no part."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, CohortError):
+        cause = cause.__cause__
+    return cause
 
 
 def configured(component: Callable[..., Result], **kwargs: object) -> Result:

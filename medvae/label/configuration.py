@@ -11,6 +11,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from medvae.data import CohortError
+from medvae.data.errors import cause_of
 from medvae.data.record import FREE
 
 __all__ = ["CONFIGS", "configuration", "device_of", "said"]
@@ -81,9 +82,7 @@ def said(function: Callable[[], Result]) -> Result:
     except SystemExit as error:
         raise CohortError(str(error).removeprefix("Error: ")) from error
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, CohortError):
-            cause = cause.__cause__
+        cause = cause_of(error)
         if cause is None:
             raise
         raise cause from None
