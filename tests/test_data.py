@@ -568,14 +568,9 @@ class TestCommand:
         phases[1] = phases[1].rename(columns={"image_es": "image", "mask_es": "mask"})
         table = pd.concat(phases, ignore_index=True).drop(columns="ejection_fraction")
         table["id"] = [f"row{number}" for number in range(7)]
-        table.drop(columns=["image_es", "mask_es"]).to_csv(tmp_path / "p" / "rows.csv", index=False)
-        arguments = [
-            str(tmp_path / "p" / "rows.csv"),
-            "--features",
-            "voxel_volume_ml",
-            "--label",
-            "lv=3",
-        ]
+        rows = str(tmp_path / "p" / "rows.csv")
+        table.drop(columns=["image_es", "mask_es"]).to_csv(rows, index=False)
+        arguments = [rows, "--features", "voxel_volume_ml", "--label", "lv=3"]
         main([*arguments, "--output", str(tmp_path / "out.csv"), "--pair", "patient"])
         found = pd.read_csv(tmp_path / "out.csv")["lv_ejection_fraction"]
         truth = hearts["true_ejection_fraction"].to_numpy()

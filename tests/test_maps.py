@@ -140,7 +140,10 @@ def test_any_network_and_callable():
     torch.manual_seed(0)
     layers = [nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(3, 2, 3, padding=1)]
     network, images = nn.Sequential(*layers), make_images(2)
-    target = lambda output: output[:, 1].flatten(1).sum(1)  # noqa: E731
+
+    def target(output: Tensor) -> Tensor:
+        return output[:, 1].flatten(1).sum(1)
+
     (name, _), *_ = network.named_children()
     maps = attribute_maps(network, images, [target, 0], layer=name, method="hirescam")
     assert maps.shape == (2, 2, 16, 16)

@@ -833,14 +833,16 @@ def test_nothing_is_wider_than_the_window(opened, width):
     opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-WEBGL = "return !!document.createElement('canvas').getContext('webgl2')"
+def needs_webgl(browser):
+    """Skip what cannot be drawn: a machine may lack even the software that takes a GPU's place."""
+    if not browser.execute_script("return !!document.createElement('canvas').getContext('webgl2')"):
+        pytest.skip("the browser has no WebGL 2, not even in software")
 
 
 @pytest.fixture
 def viewed(opened):
     """The page at its viewer, once that has started."""
-    if not opened.execute_script(WEBGL):
-        pytest.skip("the browser has no WebGL 2, not even in software")
+    needs_webgl(opened)
     opened.find_element("id", "tab-viewer").click()
     assert waited(lambda: opened.execute_script(STARTED))
     return opened
@@ -947,8 +949,7 @@ def test_crosshairs_are_linked(viewed):
 
 
 def test_a_counterfactual_is_drawn_with_its_difference(copied, browser):
-    if not browser.execute_script(WEBGL):
-        pytest.skip("the browser has no WebGL 2, not even in software")
+    needs_webgl(browser)
     blob = np.zeros((8, 7, 6))
     blob[2:6, 2:5, 1:5] = 300
     volumes = {"counterfactual_B": drawn(0) / 3 + blob, "difference_B": blob}
@@ -973,13 +974,12 @@ def test_pictures_of_the_docs(root, pictured, browser, picture_folder):
     size = {"width": 1000, "height": 1100, "deviceScaleFactor": 0.64, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get((pictured or root).joinpath("eval", "report.html").absolute().as_uri())
-    if not js(WEBGL):
-        pytest.skip("the browser has no WebGL 2, not even in software")
+    needs_webgl(browser)
     both = Image.new("RGB", (2 * 640, 704))
     for column, tab in enumerate(("verdict", "viewer")):
         browser.find_element("id", f"tab-{tab}").click()
         if tab == "viewer":
-            assert waited(lambda: js("return document.querySelector('.viewer').dataset.ready"))
+            assert waited(lambda: js(STARTED))
             slider = "document.querySelector('.controls').elements['value']"
             js(f"{slider}.value = {slider}.max; {slider}.dispatchEvent(new Event('input'))")
             time.sleep(1)  # it draws what the slider asks for

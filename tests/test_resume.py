@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from monai.bundle import ConfigParser
 from test_bundles import CONFIGS, UNEVALUATED, run, tiny, training
 
 from medvae.data import CohortError, phantoms, write_text
+from medvae.data import record as run_record
 from medvae.data.record import data_fingerprint, settings_difference
 from medvae.engines.checkpoint import Checkpoint, _write
 
@@ -181,6 +183,27 @@ def test_the_fingerprint_follows_the_data_and_not_its_place(tmp_path):
     other = phantoms(tmp_path / "three", 5, spatial_dims=2, seed=1)
     assert data_fingerprint(one) == data_fingerprint(two) != data_fingerprint(other)
     assert data_fingerprint(one) != data_fingerprint(one.assign(new=1))
+    before, image = data_fingerprint(one), Path(one["image"][0])
+    content = bytearray(image.read_bytes())
+    content[-1] ^= 1
+    image.write_bytes(content)  # of the same length
+    assert data_fingerprint(one) != before
+
+
+def test_the_revision_is_that_of_the_clone_or_of_where_the_run_lies(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        run_record, "__file__", str(tmp_path / "site-packages" / "a" / "b" / "c.py")
+    )
+    run = tmp_path / "clone" / "models"
+    run.mkdir(parents=True)
+    assert run_record._revision(run) is None
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], [*author, "commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", "-C", str(run.parent), *arguments], check=True)
+    revision = run_record._revision(run)
+    assert re.fullmatch("[0-9a-f]{40}", revision)
+    (run / "new.txt").touch()
+    assert run_record._revision(run) == f"{revision}+"
 
 
 def test_inference_refuses_a_configuration_that_contradicts_the_training(

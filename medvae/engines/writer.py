@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from ignite.engine import Engine, Events
@@ -18,7 +19,7 @@ __all__ = ["TableWriter"]
 Row = dict[str, object]
 
 
-class TableWriter:
+class TableWriter(ABC):
     """Handler that collects rows batch by batch and writes them as a CSV after the last.
 
     A subclass says what the rows of a batch are.
@@ -44,9 +45,9 @@ class TableWriter:
         engine.add_event_handler(self.made_at, self._add)
         engine.add_event_handler(Events.COMPLETED, self._write)
 
+    @abstractmethod
     def rows(self, engine: Engine) -> list[Row]:
         """Return the rows of a batch, all with the same columns."""
-        raise NotImplementedError  # a table has no rows of its own: its subclass knows them
 
     def _start(self, engine: Engine) -> None:
         or_exit(check_overwrite, [self.path], self.overwrite)

@@ -55,7 +55,7 @@ def device_of(name: object) -> str:
         device = torch.device(str(name))
     except RuntimeError as error:
         raise CohortError(f"The device '{name}' is unknown; expected cpu or cuda.") from error
-    try:
+    try:  # what a device is missing for (build, driver, number of it) has errors of three kinds
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise CohortError(f"This machine has no device '{name}'; expected cpu.") from error

@@ -67,12 +67,11 @@ def run(folder: Path, cohort: str, overlays: list[str], options: dict[str, objec
         "bundle_root": folder,
         "ckpt_dir": folder / "models",
         "output_dir": folder / "eval",
-        "dataset_dir": REPOSITORY.parent / "shared" / "data" / cohort,
         "overwrite": True,
         **options,
     }
-    if cohort == "phantoms":
-        settings["dataset_dir"] = folder.parents[1] / "phantoms"
+    if cohort != "phantoms":  # which every run makes for itself
+        settings["dataset_dir"] = REPOSITORY.parent / "shared" / "data" / cohort
     names = {"meta_file": "metadata.json", "logging_file": "logging.conf"}
     settings |= {key: TRAIN.parent / name for key, name in names.items()}
     if "published" in overlays and cohort in EPOCHS:

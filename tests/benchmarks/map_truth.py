@@ -17,8 +17,8 @@ A second table chooses: of the rows whose localisation with random weights is at
 one that localises best on the validation subjects, and what that row reaches on the test subjects,
 which had no say in it. GradCAM equals MONAI's (tests/test_maps.py).
 
-`--rows
-"gradcam, encoder.0" occlusion` asks for some rows: all take an hour where regions are learned.
+`--rows occlusion "gradcam, encoder.0"` asks for some rows alone; all take an hour for a model with
+regions.
 """
 
 from __future__ import annotations
