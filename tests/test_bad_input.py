@@ -207,6 +207,11 @@ FILES: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
         ["x 0 mm", "above 0"],
     ),
     "zero sform": ("s3.nii.gz", lambda path: edit_header(path, srow_z=0, srow_x=0), ["0 x"]),
+    "voxels far behind": (
+        "s3.nii.gz",
+        lambda path: edit_header(path, vox_offset=1e8),
+        ["begin after 1e+08 bytes", "at most 16000000 bytes of header"],
+    ),
     "NaN affine": ("s3.nii.gz", lambda path: edit_header(path, srow_y=np.nan), ["nan"]),
     "empty mask": ("s3_mask.nii.gz", lambda path: write(path, 0 * MASK), ["is empty"]),
     "soft mask": ("s3_mask.nii.gz", lambda path: write(path, MASK * 0.4), ["0.4", "whole"]),

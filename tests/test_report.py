@@ -34,9 +34,10 @@ from medvae.report import (
 )
 from medvae.report.__main__ import main
 from medvae.report.examples import best_median_worst, write_examples
-from medvae.report.page import Finding, Heat, Note, Page, Picture, Section, Table, render
+from medvae.report.page import Finding, Heat, Note, Page, Picture, Section, Table, figures, render
 from medvae.report.page.compare import difference
 from medvae.report.page.effects import effect_findings
+from medvae.report.page.figures import _spans_decades
 from medvae.report.page.latent import r2_chance_p95, shared
 from medvae.report.page.packing import packed_below
 from medvae.report.page.run import label_of
@@ -637,6 +638,16 @@ def test_every_drawing_takes_its_scale_from_the_list():
         last = [ends[channel][-1] for channel in "RGB"]
         table = colormaps[scale_of]([0.0, 1.0], bytes=True)[:, :3].tolist()
         assert last in table
+
+
+@pytest.mark.parametrize(
+    ("values", "logarithmic"),
+    [([1, 11], True), ([1, 9], False), ([-1, 20], False), ([0, 20], False), ([np.nan], False)],
+)
+def test_a_curve_is_logarithmic_where_it_has_numbers_for_it(values, logarithmic):
+    html = figures.curves({"run": {"epoch": list(range(len(values))), "loss": values}})
+    assert _spans_decades([np.asarray(values, float)]) == logarithmic
+    assert "<svg" in html
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from urllib.parse import parse_qsl, unquote
 
 __all__ = ["refusal"]
 
-DECODINGS = 4  # of %25252e, and so on; what is still encoded then is no client's address
 # what no client needs, by the start of its address; MONAI Label asks nobody who they are
 CLOSED = {
     "/reload": "The app is not rebuilt on demand; restart the server.",
@@ -57,14 +56,9 @@ def _of_proxy(method: str, path: str, dicomweb: bool) -> tuple[int, str] | None:
 
 
 def _leaves(path: str) -> bool:
-    """Whether a segment is `.` or `..`, however often it is encoded, or hides another one."""
-    for _ in range(DECODINGS):
-        if "\\" in path or "\0" in path or {".", ".."} & set(path.split("/")):
-            return True
-        path, before = unquote(path), path
-        if path == before:
-            return False
-    return True
+    """Whether a segment is `.` or `..` or hides another; what is still encoded may hide anything."""
+    hidden = "\\" in path or "\0" in path or unquote(path) != path
+    return hidden or bool({".", ".."} & set(path.split("/")))
 
 
 def _is_name(value: str) -> bool:
