@@ -56,7 +56,7 @@ def _of_proxy(method: str, path: str, dicomweb: bool) -> tuple[int, str] | None:
 
 
 def _leaves(path: str) -> bool:
-    """Whether a segment is `.` or `..` or hides another; what is still encoded may hide anything."""
+    """Whether a segment is `.` or `..` or may hide one, as what is still encoded may."""
     hidden = "\\" in path or "\0" in path or unquote(path) != path
     return hidden or bool({".", ".."} & set(path.split("/")))
 
