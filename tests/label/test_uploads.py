@@ -2,7 +2,11 @@
 
 import gzip
 import os
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +14,7 @@ from medvae.data import CohortError
 from medvae.data.files import read_image
 from medvae.label.bins import bin_names
 from medvae.label.masks import check_is_mask, mask_names
-from medvae.label.private import sweep
+from medvae.label.private import private_folder, sweep
 from medvae.label.uploads import check_upload
 
 NRRD = b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 2 2 2\nencoding: raw\n"
@@ -81,3 +85,20 @@ def test_what_requests_left_behind_goes_after_an_hour(tmp_path):
     sweep(tmp_path, "sessions")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new.nii.gz", "sessions"]
     assert (tmp_path / "sessions" / "image").exists()
+
+
+def test_what_a_killed_server_left_behind_goes_with_the_next_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    start = "import os; from medvae.label.private import private_folder; f = private_folder(); "
+    start += "(f / 'patient.nii.gz').touch(); print(f, flush=True); os.kill(os.getpid(), 9)"
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    killed = subprocess.run([sys.executable, "-c", start], env=environment, capture_output=True)
+    folder = Path(killed.stdout.decode().strip())
+    assert (folder / "patient.nii.gz").is_file()
+    first = private_folder()
+    assert not folder.exists()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    second = private_folder()
+    assert first.is_dir()  # it still runs
+    sweep(second, "sessions", older_than_s=-1)
+    assert [p.name for p in second.iterdir()] == [".lock"]
