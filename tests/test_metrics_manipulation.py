@@ -71,6 +71,22 @@ def test_natural_effects_do_not_depend_on_units() -> None:
     )
 
 
+def test_a_long_tail_does_not_set_the_natural_effects() -> None:
+    """From the 5th to the 95th percentile of a volume a diameter goes all its way."""
+    diameter = RNG.lognormal(2.0, 0.5, 3000)
+    volume = diameter**3
+    volume[:5] = 0.0  # no logarithm
+    table = np.stack([volume, np.log(diameter), RNG.normal(size=3000)], 1)
+    raw = natural_effects(table, real_range(table))
+    found = natural_effects(table, real_range(table), [True, False, False])
+    assert raw[0, 1] < 0.8
+    assert found[0] == pytest.approx([1, 1, 0], abs=0.05)
+    np.testing.assert_array_equal(found[1:], raw[1:])
+    sweep = np.linspace(*real_range(table), 5)[None, None].repeat(3, 0)
+    report = manipulation_report(sweep, table, ["a", "b", "c"], log=[True, False, False])
+    assert report["attributes"]["a"]["effects"]["b"]["predicted"] == pytest.approx(found[0, 1])
+
+
 def test_agreement() -> None:
     truth = RNG.normal(size=(500, 4)) * 3 + 10
     measured = truth + [0.0, 3.0, 0.0, 0.0]

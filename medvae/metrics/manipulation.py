@@ -76,15 +76,19 @@ def sweep_effects(measured: npt.ArrayLike, ranges: npt.ArrayLike) -> Array:
     return np.asarray((table[:, -1] - table[:, 0]) / (bounds[1] - bounds[0]))
 
 
-def natural_effects(attributes: npt.ArrayLike, ranges: npt.ArrayLike) -> Array:
+def natural_effects(
+    attributes: npt.ArrayLike, ranges: npt.ArrayLike, log: Sequence[bool] | None = None
+) -> Array:
     r"""The side effects of a full sweep that the attributes' natural correlation predicts.
 
     With :math:`b_{kj}` the slope of the regression of attribute j on attribute k over the training
-    subjects and r the real range, :math:`e_{kj} = b_{kj} r_k / r_j`.
+    subjects and r the real range, :math:`e_{kj} = b_{kj} r_k / r_j`. Of an attribute with a long
+    tail the few largest would set the slope, so it is regressed on by its logarithm.
 
     Args:
         attributes: of the training subjects, shape (N, K), NaN where missing.
         ranges: of `real_range`, shape (2, K).
+        log: of each attribute, whether its logarithm is regressed on; None: of none.
 
     Returns:
         Shape (K, K): of moving attribute k (row) on attribute j (column); the diagonal is 1. NaN
@@ -94,11 +98,16 @@ def natural_effects(attributes: npt.ArrayLike, ranges: npt.ArrayLike) -> Array:
     units = table / (bounds[1] - bounds[0])
     count = table.shape[1]
     found = np.full((count, count), np.nan)
-    for k, j in np.ndindex(count, count):
-        both = np.isfinite(units[:, [k, j]]).all(axis=1)
-        if both.sum() >= LEAST_POINTS and units[both, k].std() > 0:
-            moments = np.cov(units[both, k], units[both, j])
-            found[k, j] = moments[0, 1] / moments[0, 0]
+    for k in range(count):
+        moved = units[:, k]
+        if log is not None and log[k]:
+            logarithm = np.log(np.where(table[:, k] > 0, table[:, k], np.nan))
+            moved = logarithm / np.ptp(real_range(logarithm))
+        for j in range(count):
+            both = np.isfinite(moved) & np.isfinite(units[:, j])
+            if both.sum() >= LEAST_POINTS and moved[both].std() > 0:
+                moments = np.cov(moved[both], units[both, j])
+                found[k, j] = 1.0 if j == k else moments[0, 1] / moments[0, 0]
     return found
 
 
@@ -190,6 +199,7 @@ def manipulation_report(
     n_resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    log: Sequence[bool] | None = None,
 ) -> dict[str, Any]:
     """Control, span and side effects of every attribute, and their means over the attributes.
 
@@ -202,6 +212,7 @@ def manipulation_report(
         n_resamples: of the patients; 0 leaves the intervals out.
         level: coverage of the intervals.
         seed: of the draws.
+        log: of `natural_effects`.
 
     Returns:
         `attributes[name]` and `mean`, each with `control` and `span` (value, low, high), the
@@ -214,7 +225,7 @@ def manipulation_report(
     """
     table = np.asarray(measured, dtype=np.float64)
     ranges = real_range(training)
-    natural = natural_effects(training, ranges)
+    natural = natural_effects(training, ranges, log)
     draws = list(bootstrap_rows(patients, table.shape[1], n_resamples, seed))
     count = len(names)
     controls = np.array([control(table[k, :, :, k]) for k in range(count)]).T  # (N, K)

@@ -249,7 +249,7 @@ class ManipulationEvaluation:
     def _report(self, measured: Array, training: Array, scored: npt.NDArray[np.intp]) -> dict:
         table, patient = self.cohort.subjects, self.cohort.patient
         patients = table[patient if patient in table else "id"].to_numpy()[scored]
-        names = list(self.measured)
+        names, scaler = list(self.measured), self.cohort.scaler
         return {
             "split": self.split,
             "subjects": len(scored),
@@ -258,7 +258,13 @@ class ManipulationEvaluation:
             "follow": self.remeasured.follow,
             "not_measurable": [n for n in self.cohort.attribute_names if n not in names],
             **manipulation_report(
-                measured, training, names, patients, self.n_resamples, seed=self.seed
+                measured,
+                training,
+                names,
+                patients,
+                self.n_resamples,
+                seed=self.seed,
+                log=[name in scaler.log for name in names],
             ),
         }
 
