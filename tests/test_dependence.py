@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import of_two_ranks
 
 from medvae.losses import (
     SubspaceDependenceLoss,
@@ -336,21 +334,9 @@ def train(mine, sizes=(2, 3)):
     return values, grads
 
 
-def worker(rank, port, results):
-    torch.set_num_threads(1)
-    address = f"tcp://localhost:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    torch.save(train(slice(6 * rank, 6 * rank + 6)), f"{results}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 def test_two_ranks_are_one_with_the_joint_batch(tmp_path: Path):
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        port = int(found.getsockname()[1])
-    mp.spawn(worker, (port, str(tmp_path)), nprocs=2)
+    ranks = of_two_ranks(lambda rank: train(slice(6 * rank, 6 * rank + 6)), tmp_path)
     values, grads = train(slice(None))
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for step in range(3):
         torch.testing.assert_close(ranks[0][0][step], values[step])
         torch.testing.assert_close(ranks[1][0][step], values[step])

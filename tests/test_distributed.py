@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,10 +12,9 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import yaml
-from test_bundles import CONFIGS, training
+from ranks import of_two_ranks, said_by_two_ranks
+from test_bundles import CONFIGS, run, training
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,12 +24,6 @@ from medvae.losses import AttributeRegularizationLoss, AttriVAELoss, ControlLoss
 from medvae.networks import AttriVAE
 
 STEPS, BATCH = 3, 4
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return int(found.getsockname()[1])
 
 
 NORMS = {"group": ("GROUP", {"num_groups": 2}), "instance": "INSTANCE"}
@@ -83,32 +75,25 @@ def train(
 CASES = [("group", True), ("instance", False)]  # normalisation, regularize_mean
 
 
-def worker(rank: int, port: int, results: str) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://localhost:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def of_rank(rank: int) -> dict[str, Any]:
     mine = slice(rank * BATCH, (rank + 1) * BATCH)
-    found = {
+    return {
         norm: train(DistributedDataParallel(network(norm)), mine, mean, rank)
         for norm, mean in CASES
     }
-    torch.save(found, f"{results}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def of_two_ranks(tmp_path_factory: Any) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, (free_port(), str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def found_by_ranks(tmp_path_factory: Any) -> list[dict[str, Any]]:
+    return of_two_ranks(of_rank, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize(("norm", "mean"), CASES)
 def test_two_ranks_equal_one_with_the_doubled_batch(
-    of_two_ranks: Any, norm: str, mean: bool
+    found_by_ranks: Any, norm: str, mean: bool
 ) -> None:
     losses, gradients, weights = train(network(norm), slice(None), mean)
-    ranks = [found[norm] for found in of_two_ranks]
+    ranks = [found[norm] for found in found_by_ranks]
     means = [(a + b) / 2 for a, b in zip(ranks[0][0], ranks[1][0], strict=True)]
     assert means == pytest.approx(losses, rel=1e-5)
     for expected, *found in zip(gradients, ranks[0][1], ranks[1][1], strict=True):
@@ -120,15 +105,15 @@ def test_two_ranks_equal_one_with_the_doubled_batch(
     assert any((a - b).abs().max() > 1e-3 for a, b in zip(weights, start, strict=True))
 
 
-def torchrun(
-    settings: dict[str, Any], *overlays: Path, configs: Path = CONFIGS
-) -> subprocess.Popen[str]:
-    files = [str(configs / name) for name in ("train.yaml", "multi_gpu_train.yaml")]
-    files += map(str, overlays)
-    names = {"meta_file": configs / "metadata.json", "logging_file": configs / "logging.conf"}
+def multi_gpu(configs: Path) -> list[Path]:
+    return [configs / name for name in ("train.yaml", "multi_gpu_train.yaml")]
+
+
+def torchrun(settings: dict[str, Any], *overlays: Path) -> subprocess.Popen[str]:
+    names = {"meta_file": CONFIGS / "metadata.json", "logging_file": CONFIGS / "logging.conf"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", str(free_port()), "-m", "monai.bundle", "run", "training"]
-    command += [f"--config_file={files}"]
+    command += ["--standalone", "-m", "monai.bundle", "run", "training"]
+    command += [f"--config_file={[str(path) for path in (*multi_gpu(CONFIGS), *overlays)]}"]
     command += [f"--{key}={value}" for key, value in (settings | names).items()]
     return subprocess.Popen(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, encoding="utf-8",
@@ -183,8 +168,8 @@ FACTORS = {
 @pytest.mark.parametrize("name", FACTORS)
 def test_bundles_of_factors_run_on_two_processes(cohort: Path, tmp_path: Path, name: str) -> None:
     settings = {
-        "bundle_root": tmp_path,
-        "subjects": cohort / "data" / "subjects.csv",
+        "bundle_root": str(tmp_path),
+        "subjects": str(cohort / "data" / "subjects.csv"),
         "spacing_mm": 6.0,
         "image_size": [16, 16],
         "fractions": [0.5, 0.2, 0.3],
@@ -194,9 +179,9 @@ def test_bundles_of_factors_run_on_two_processes(cohort: Path, tmp_path: Path, n
         "n_resamples": 2,
         **FACTORS[name],
     }
-    process = torchrun(settings, configs=CONFIGS.parents[1] / name / "configs")
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-3000:]
+    output = said_by_two_ranks(
+        lambda: run(multi_gpu(CONFIGS.parents[1] / name / "configs"), settings), tmp_path
+    )
     for written in ("models/model.pt", "models/factors.json", "eval/report.html"):
         assert (tmp_path / written).exists()
     assert output.count("Done: open") == 1
@@ -205,22 +190,17 @@ def test_bundles_of_factors_run_on_two_processes(cohort: Path, tmp_path: Path, n
     assert not any(part.startswith("module.") for part in weights)
 
 
-def averaging(rank: int, port: int, results: str) -> None:
-    address = f"tcp://localhost:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def averaged(rank: int) -> list[Tensor]:
     parameters = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
     parameters[0].grad = torch.full((2,), float(rank))
     if rank == 1:  # a term that was due there alone
         parameters[1].grad = torch.full((2,), 3.0)
     average_gradients(parameters)
-    torch.save([p.grad for p in parameters], f"{results}/{rank}.pt")
-    dist.destroy_process_group()
+    return [p.grad for p in parameters]
 
 
 def test_the_gans_gradients_are_means_over_the_ranks(tmp_path: Path) -> None:
-    mp.spawn(averaging, (free_port(), str(tmp_path)), nprocs=2)
-    for rank in range(2):
-        first, second = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for first, second in of_two_ranks(averaged, tmp_path):
         assert first.tolist() == [0.5, 0.5]
         assert second.tolist() == [1.5, 1.5]
 

@@ -198,6 +198,10 @@ def test_half_the_attribute_on_another_axis_is_half_the_span_unless_calibrated(k
     for follow in (0.5, 1.0):  # the other half is on age's axis, which goes with area's
         also = evaluation(tmp_path, 0.5, follow=follow, overwrite=True).run()["attributes"]["area"]
         assert also["span"]["value"] == pytest.approx(0.5 + 0.5 * follow, abs=0.12)
+    options = {"follow": 0.3, "follow_of": {"area": 1.0, "nothing": 0.5}, "overwrite": True}
+    same = evaluation(tmp_path, 0.5, **options).run()["attributes"]
+    assert same["area"]["span"] == also["span"]
+    assert [entry["follow"] for entry in same.values()] == [1.0, 0.3]
     assert also["return_error"] < 0.1 < before["return_error"]
     trained = (tmp_path / "instrument.pt").stat().st_mtime_ns
     options = {"calibrated": True, "gif": True, "overwrite": True, "shown": "s3"}

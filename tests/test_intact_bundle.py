@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import test_bundles
-import test_distributed
 import torch
 import yaml
 from monai.bundle import ConfigParser
+from ranks import said_by_two_ranks
+from test_distributed import multi_gpu
 
 from medvae.data import phantoms
 from medvae.networks import IntactVAEReconstruction
@@ -208,9 +209,7 @@ def test_metadata_and_the_networks_shapes(trained):
 def test_the_bundle_runs_on_two_processes(tmp_path):
     phantoms(tmp_path / "data", 48, spatial_dims=2)
     settings = training(tmp_path, 2, max_epochs=1, batch_size=4, beta=4.0, min_arm=3)
-    process = test_distributed.torchrun(settings, configs=CONFIGS)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-3000:]
+    said_by_two_ranks(lambda: test_bundles.run(multi_gpu(CONFIGS), settings), tmp_path)
     for written in ("models/model.pt", "models/roles.json", "models/overlap.json"):
         assert (tmp_path / written).exists()
     assert json.loads((tmp_path / "eval" / "metrics.json").read_text())["beta"] == 4

@@ -67,6 +67,7 @@ class ManipulationEvaluation:
             training subjects' codes.
         follow: share of what goes together in the training subjects by which the other attributes'
             axes move along; see `medvae.explain.traverse`.
+        follow_of: of single attributes another share; names that are no attributes are ignored.
         tied: axis k belongs to attribute k; False takes the best correlated axis of each.
         sweep_steps: values asked for, over the range of nine in ten training subjects.
         subjects_scored: how many subjects of the split; None: all.
@@ -101,6 +102,7 @@ class ManipulationEvaluation:
         calibrated: bool = False,
         reach: float = 3.0,
         follow: float = 0.0,
+        follow_of: Mapping[str, float] | None = None,
         tied: bool = True,
         sweep_steps: int = 7,
         subjects_scored: int | None = None,
@@ -137,7 +139,9 @@ class ManipulationEvaluation:
             device,
             seed,
         )
-        self.remeasured = Remeasured(network, self.instrument, progress, follow)
+        self.remeasured = Remeasured(network, self.instrument, progress)
+        self.follow = {name: float(follow) for name in cohort.attribute_names}
+        self.follow |= {k: v for k, v in (follow_of or {}).items() if k in self.follow}
 
     def run(self) -> dict[str, Any]:
         """Evaluate, write everything and return what manipulation.json holds."""
@@ -166,7 +170,6 @@ class ManipulationEvaluation:
                 self.remeasured, readout, self.measured, predictions.codes[train], images[train],
                 ranges, self.reach,
             )  # fmt: skip
-            readout.follow = self.remeasured.follow
             readout.save(self.instrument_path.with_name("traversal.json"))
         codes = self._codes(readout, asked)
         sweeps = [
@@ -180,7 +183,7 @@ class ManipulationEvaluation:
         _add_images(result, sweeps, found)
         for name, column in zip(self.measured, self._columns, strict=True):
             entry = result["attributes"][name]
-            entry["measured_as"] = self.measured[name]
+            entry["measured_as"], entry["follow"] = self.measured[name], self.follow[name]
             entry["asked"] = [float(v) for v in asked[:, column]]
             entry["codes"] = [json_number(v) for v in codes[:, column]]
         self._write(result, sweeps)
@@ -226,7 +229,11 @@ class ManipulationEvaluation:
         if not self.tied:
             scaled = self.cohort.scaler.transform(attributes)
             axes = [best_axis(codes, column) for column in scaled.T]
-        return Readout.fit(self.cohort.scaler, codes, attributes, axes)
+        found = Readout.fit(self.cohort.scaler, codes, attributes, axes)
+        found.companions *= np.array(list(self.follow.values()))[:, None]
+        np.fill_diagonal(found.companions, 1.0)
+        found.follow = 1.0  # what is left of the companions is what moves along
+        return found
 
     def _codes(self, readout: Readout, asked: Array) -> Array:
         """Return the codes (V, K) of what is asked for, none beyond what was calibrated."""
@@ -255,7 +262,6 @@ class ManipulationEvaluation:
             "subjects": len(scored),
             "sweep_steps": self.sweep_steps,
             "calibrated": self.calibrated,
-            "follow": self.remeasured.follow,
             "not_measurable": [n for n in self.cohort.attribute_names if n not in names],
             **manipulation_report(
                 measured,
@@ -288,7 +294,7 @@ class ManipulationEvaluation:
             entry, axis = result["attributes"][name], readout.axes[column]
             if None not in entry["codes"]:
                 values[name], one = entry["asked"], images[[row]].to(self.device)
-                along = readout.direction(axis, self.network.latent_dim, self.remeasured.follow)
+                along = readout.direction(axis, self.network.latent_dim, readout.follow)
                 decoded = decode_along(self.network, one, axis, entry["codes"], along)
                 volumes[name] = decoded[0, :, 0].cpu().numpy()
         if volumes:

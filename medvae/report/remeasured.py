@@ -86,18 +86,10 @@ class Remeasured:
         network: an `AttriVAE`.
         instrument: trained.
         progress: show bars.
-        follow: share of what goes together by which the other tied axes move along.
     """
 
-    def __init__(
-        self,
-        network: AttriVAE,
-        instrument: Instrument,
-        progress: bool = True,
-        follow: float = 0.0,
-    ) -> None:
-        self.network, self.instrument = network, instrument
-        self.progress, self.follow = progress, follow
+    def __init__(self, network: AttriVAE, instrument: Instrument, progress: bool = True) -> None:
+        self.network, self.instrument, self.progress = network, instrument, progress
 
     def measure(self, images: Tensor, labelmaps: npt.NDArray[Any] | None = None) -> Array:
         """Return attributes (N, K) of images (N, C, *S), within label maps or as segmented."""
@@ -126,7 +118,7 @@ class Remeasured:
             name: the measured attribute whose structure the change should lie in.
             labelmaps: the images' own, (N, *S); a voxel around the structure counts as inside.
         """
-        parts, along = [], readout.direction(axis, self.network.latent_dim, self.follow)
+        parts, along = [], readout.direction(axis, self.network.latent_dim, readout.follow)
         for rows in self._batches(len(images), f"moving {name}"):
             batch = images[rows].to(self.instrument.device)
             decoded = decode_along(self.network, batch, axis, list(codes), along).cpu()
@@ -156,7 +148,7 @@ class Remeasured:
             name: the measured attribute.
         """
         codes = np.linspace(reach[0], reach[1], CALIBRATION_STEPS)
-        along = readout.direction(axis, self.network.latent_dim, self.follow)
+        along = readout.direction(axis, self.network.latent_dim, readout.follow)
         column, parts = self.instrument.names.index(name), []
         for rows in self._batches(len(images), f"calibrating {name}"):
             batch = images[rows].to(self.instrument.device)
@@ -230,4 +222,5 @@ def rendered_readout(
         curve = MonotoneCurve.through(points, scaled)
         curves[column] = curve
         span[:, column] = span[:, column].clip(curve.values.min(), curve.values.max())
-    return Readout(scaler, readout.axes, curves, span, readout.companions, readout.nonnegative)
+    kept = readout.companions, readout.nonnegative, readout.follow
+    return Readout(scaler, readout.axes, curves, span, *kept)

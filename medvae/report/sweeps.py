@@ -25,6 +25,7 @@ def manipulation_table(result: Mapping[str, Any]) -> str:
             _with_interval(entry["span"]),
             *(number(entry[k]) for k in ("side_effect", "predicted", "predicted_of_span")),
             *(number(entry[k]) for k in ("outside", "outside_chance", "return_error")),
+            number(entry.get("follow")),
         ]
         for name, entry in entries.items()
     ]
@@ -44,11 +45,12 @@ def manipulation_table(result: Mapping[str, Any]) -> str:
         "their real ranges, beside what natural correlation predicts for the whole sweep, and for "
         "the span that was reached. Outside: share of the change more than one voxel away from "
         "the structure, beside that of an even change. Return error: what is left of a move "
-        "after it is undone.\n",
+        "after it is undone. Follow: share of what goes together by which other axes moved "
+        "along.\n",
         markdown_table(
             [
                 *("attribute", "control (95 %)", "span (95 %)", "side effect", "predicted"),
-                *("of the span", "outside", "even", "return error"),
+                *("of the span", "outside", "even", "return error", "follow"),
             ],
             sweep,
         ),
