@@ -21,13 +21,13 @@ def of_two_ranks(work: Callable[[int], Any], folder: Path) -> list[Any]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def said_by_two_ranks(run: Callable[[], Any], folder: Path) -> str:
-    """What is printed where two ranks run what torchrun would start."""
+def said_by_two_ranks(run: Callable[[], Any], folder: Path) -> list[str]:
+    """What each of two ranks prints that run what torchrun would start."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = int(free.getsockname()[1])
     mp.start_processes(_launched, (run, port, str(folder)), nprocs=2, start_method="fork")
-    return "".join((folder / f"{rank}.log").read_text("utf-8") for rank in range(2))
+    return [(folder / f"{rank}.log").read_text("utf-8") for rank in range(2)]
 
 
 def _grouped(rank: int, work: Callable[[int], Any], folder: str) -> None:

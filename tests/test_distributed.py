@@ -179,12 +179,14 @@ def test_bundles_of_factors_run_on_two_processes(cohort: Path, tmp_path: Path, n
         "n_resamples": 2,
         **FACTORS[name],
     }
-    output = said_by_two_ranks(
+    first, second = said_by_two_ranks(
         lambda: run(multi_gpu(CONFIGS.parents[1] / name / "configs"), settings), tmp_path
     )
     for written in ("models/model.pt", "models/factors.json", "eval/report.html"):
         assert (tmp_path / written).exists()
-    assert output.count("Done: open") == 1
+    assert first.count("Done: open") == 1
+    assert "training" in first  # its bars
+    assert "training" not in second  # neither the classifier to be explained nor a judge
     assert len(pd.read_csv(tmp_path / "eval" / "history.csv")) == 1
     weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     assert not any(part.startswith("module.") for part in weights)
