@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from browsing import headless_chromium, waited
 from matplotlib import colormaps
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
@@ -48,15 +49,6 @@ from medvae.report.page.volumes import volume_colours
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 
 BUNDLES = REPOSITORY / "bundles"
-BROWSER = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-dev-shm-usage",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--window-size=1000,900",
-)
 
 
 @pytest.fixture(scope="module")
@@ -697,36 +689,10 @@ def test_a_new_system_needs_no_new_template():
 # ---- in a browser
 
 
-def headless_chromium():
-    """Start a browser that draws with WebGL in software; skip where there is none."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    chromium = next(filter(None, map(shutil.which, names)), None)
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no chromium with chromedriver is installed to open the page with")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in BROWSER:
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(executable_path=driver)
-    return webdriver.Chrome(options=options, service=service)
-
-
 @pytest.fixture(scope="module")
 def browser():
     with headless_chromium() as opened:
         yield opened
-
-
-def waited(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 @pytest.fixture

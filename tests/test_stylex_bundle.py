@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 import test_bundles
 import torch
-from test_report import browser, severe, waited
+from browsing import waited
+from test_report import browser, severe
 
 from medvae.data import CohortError, phantoms
 from medvae.explain import load_edits

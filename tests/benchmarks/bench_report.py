@@ -23,8 +23,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from browsing import headless_chromium
 from test_bundles import CONFIGS, run
-from test_report import headless_chromium
 
 from medvae.data import phantoms
 

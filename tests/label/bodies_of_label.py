@@ -127,7 +127,7 @@ def oblique(spacing_mm):
 
 def oblique_phantom(root, path):
     """Write a phantom of the bundle's cohort as if it had been scanned obliquely and flipped."""
-    image = nib.load(root / "data" / "images" / "phantom0001.nii.gz")
+    image = nib.load(next(root.glob("data/**/images/phantom0001.nii.gz")))
     voxels = np.asarray(image.dataobj, dtype=np.float32)
     affine = oblique(image.header.get_zooms()[:3])
     affine[:3, 3] = -affine[:3, :3] @ (np.array(voxels.shape) / 2)

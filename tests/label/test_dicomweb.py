@@ -6,6 +6,7 @@ MEDVAE_LABEL_PYTHON names the Python of requirements-label.txt.
 
 import gzip
 import http.client
+import io
 import json
 import shutil
 import socket
@@ -19,6 +20,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from bodies_of_label import MODEL, oblique_phantom
+from browsing import done, headless_chromium, waited
+from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from serving import FIRST, SERVED, Server
@@ -122,9 +125,9 @@ def asked(port, method, path, body=b""):
 
 
 @pytest.fixture(scope="module")
-def served(orthanc, trained, tmp_path_factory):
+def served(orthanc, trained, pictured, tmp_path_factory):
     """The server, the bundle, the UID of an oblique phantom's series and the phantom."""
-    root = tmp_path_factory.mktemp("dicomweb")
+    root, trained = tmp_path_factory.mktemp("dicomweb"), pictured or trained
     oblique_phantom(trained, root / "oblique.nii.gz")
     series, image = dicom_series(nib.load(root / "oblique.nii.gz"), root / "series")
     for file in sorted((root / "series").glob("*.dcm")):
@@ -281,3 +284,51 @@ def test_a_series_that_is_not_there(served):
     assert server.refused("1.2.3.4")[0] == 404
     assert server.refused(series, {"attribute": "nobody"})[0] == 400
     assert server.infer(series, output="json")[0] == 200
+
+
+# ---- OHIF itself, which MONAI Label brings along, in a browser
+
+
+def coloured(browser):
+    """How many pixels of the first of OHIF's planes are neither grey nor of its writing."""
+    plane = browser.find_element("css selector", "canvas.cornerstone-canvas")
+    pixels = np.asarray(Image.open(io.BytesIO(plane.screenshot_as_png)).convert("RGB"), float)
+    return int((np.ptp(pixels, axis=-1) > 40).sum())
+
+
+def test_ohif_shows_the_bins(served, orthanc, picture_folder):
+    server, bundle, *_ = served
+    found = json.loads(asked(orthanc, "GET", "/dicom-web/studies")[1])[0]
+    study = found["0020000D"]["Value"][0]
+    with headless_chromium() as browser:
+        from selenium.webdriver.common.keys import Keys
+
+        browser.set_window_size(1300, 760)
+        browser.get(f"http://127.0.0.1:{server.port}/ohif/monai-label?StudyInstanceUIDs={study}")
+
+        def named(text, tag="*"):
+            return browser.find_elements("xpath", f"//{tag}[normalize-space(text())='{text}']")
+
+        address = "input.actionInput"
+        assert waited(lambda: browser.find_elements("css selector", address), 120)
+        assert waited(lambda: browser.find_elements("css selector", "canvas.cornerstone-canvas"))
+        for hide in named("Confirm and Hide"):
+            hide.click()
+
+        def connect():
+            field = browser.find_element("css selector", address)
+            field.send_keys(Keys.CONTROL, "a")
+            field.send_keys(f"http://127.0.0.1:{server.port}/")
+            field.find_element("xpath", "following::button").click()
+
+        assert waited(lambda: done(connect))
+        assert waited(lambda: named(bundle.name, "option"))
+        before = coloured(browser)
+        buttons = browser.find_elements("css selector", "button.actionButton")
+        run = next(button for button in buttons if button.text.strip() == "Run")
+        browser.execute_script("arguments[0].click()", run)
+        assert waited(lambda: coloured(browser) > before + 500)
+        browser.save_screenshot(str(picture_folder / "phantom_ohif.png"))
+        named("Options / Configurations")[0].click()
+        *_, last = server.json("GET", "/info/")[1]["models"][bundle.name]["attributes"]
+        assert waited(lambda: named(last, "option"))  # what else can be asked for
