@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
-import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,48 +27,51 @@ from test_bundles import CONFIGS, UNEVALUATED, run, tiny, training
 from medvae.data import CohortError, phantoms, write_text
 from medvae.data import record as run_record
 from medvae.data.record import data_fingerprint, settings_difference
+from medvae.engines import checkpoint
 from medvae.engines.checkpoint import Checkpoint, _write
+from medvae.report.evaluation import Evaluation
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 
-# Runs the bundle in a process that kills itself, as power does, when it comes to `WHERE`.
-KILLED = """
-import os, signal, sys, json, warnings
-sys.path[:0] = [{tests!r}]
-warnings.filterwarnings("ignore")
-import medvae.engines.checkpoint as checkpoint
-import medvae.report.evaluation as evaluation
-from test_bundles import CONFIGS, run
-from ignite.engine import Engine
 
-where, overrides = json.loads(sys.argv[1])
-die = lambda: os.kill(os.getpid(), signal.SIGKILL)
-if where == "in the middle of an epoch":
-    step = checkpoint.Checkpoint._seed
-    def seed(self, engine):
-        step(self, engine)
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_and_die(where: str, settings: dict[str, Any]) -> None:
+    """Run the bundle, in a process that kills itself, as power does, when it comes to `where`."""
+    warnings.simplefilter("ignore")
+    seed, save, write, count = Checkpoint._seed, torch.save, checkpoint._write, [0]
+
+    def with_a_death(self: Checkpoint, engine: Engine) -> None:
+        seed(self, engine)
         if engine.state.epoch == 3:
-            engine.add_event_handler(checkpoint.Events.ITERATION_COMPLETED(once=15), die)
-    checkpoint.Checkpoint._seed = seed
-elif where == "while a checkpoint is written":
-    save, count = checkpoint.torch.save, [0]
-    def half(content, file):
+            engine.add_event_handler(Events.ITERATION_COMPLETED(once=15), die)
+
+    def half(content: Any, file: Any) -> None:
         save(content, file)
         count[0] += "optimizer" in content
         if count[0] == 2 and "optimizer" in content:
-            file.flush(); os.truncate(file.name, 500); die()
-    checkpoint.torch.save = half
-elif where == "between the model and the checkpoint":
-    write, count = checkpoint._write, [0]
-    def second(content, path):
+            file.flush()
+            os.truncate(file.name, 500)
+            die()
+
+    def second(content: Any, path: Path) -> None:
         count[0] += path.name == "checkpoint.pt"
-        if count[0] == 2 and path.name == "checkpoint.pt": die()
+        if count[0] == 2 and path.name == "checkpoint.pt":
+            die()
         write(content, path)
-    checkpoint._write = second
-elif where == "during the evaluation":
-    evaluation.Evaluation._plot = lambda *a: die()
-run([CONFIGS / "train.yaml"], overrides)
-"""
+
+    owner, name, change = {
+        WHERE[0]: (Checkpoint, "_seed", with_a_death),
+        WHERE[1]: (torch, "save", half),
+        WHERE[2]: (checkpoint, "_write", second),
+        WHERE[3]: (Evaluation, "_plot", lambda *_: die()),
+    }[where]
+    setattr(owner, name, change)
+    run([CONFIGS / "train.yaml"], settings)
+
+
 WHERE = (
     "in the middle of an epoch",
     "while a checkpoint is written",
@@ -112,12 +117,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("where", WHERE)
 def test_killed_training_resumes_to_the_same_bits(cohort, uninterrupted, tmp_path, where):
-    code = KILLED.format(tests=str(Path(__file__).parent))
-    arguments = json.dumps([where, overrides(cohort, tmp_path)])
-    killed = subprocess.run(
-        [sys.executable, "-c", code, arguments], capture_output=True, text=True, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    arguments = where, overrides(cohort, tmp_path)
+    # forked: a process of its own would import torch and MONAI for ten seconds
+    killed = get_context("fork").Process(target=run_and_die, args=arguments)
+    killed.start()
+    killed.join(300)
+    assert killed.exitcode == -signal.SIGKILL
     left = torch.load(tmp_path / "models" / "checkpoint.pt", weights_only=True)
     epochs = dict(zip(WHERE, (2, 0, 0, 4), strict=True))  # the first save is of epoch 0
     assert left["epoch"] == epochs[where]
