@@ -129,15 +129,13 @@ def cohort(tmp_path_factory: Any) -> Path:
 
 
 def test_the_bundle_runs_on_two_processes(cohort: Path) -> None:
-    process = torchrun(training(cohort, 2))
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-3000:]
+    first, second = said_by_two_ranks(lambda: run(multi_gpu(CONFIGS), training(cohort, 2)), cohort)
     history = pd.read_csv(cohort / "eval" / "history.csv")
     assert list(history["epoch"]) == [1, 2]
     assert history["val_interpretability"].notna().all()
     for name in ("models/model.pt", "models/run.json", "eval/metrics.json", "eval/codes.png"):
         assert (cohort / name).exists()
-    assert output.count("Done: open") == 1
+    assert (first.count("Done: open"), second.count("Done: open")) == (1, 0)
     weights = torch.load(cohort / "models" / "model.pt", weights_only=True)
     assert not any(name.startswith("module.") for name in weights)
 
