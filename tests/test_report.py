@@ -686,6 +686,14 @@ def test_a_new_system_needs_no_new_template():
     assert Finding("short", "x").status == "short"
 
 
+def test_long_names_of_rows_are_broken_behind_underscores():
+    name = "myocardium_surface_to_volume_per_mm"
+    lines = plots.broken(name).split("\n")
+    assert "".join(lines) == name
+    assert all(len(line) <= 18 and line.endswith("_") for line in lines[:-1])
+    assert plots.broken("sphericity") == "sphericity"
+
+
 # ---- in a browser
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from math import ceil
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -167,6 +168,11 @@ def plot_ranked(
     return plot_reconstructions(images[rows], reconstructions[rows], titles, path)
 
 
+def broken(name: str, width: int = 18) -> str:
+    """Return a name in lines, broken behind its underscores."""
+    return fill(name.replace("_", "_ "), width).replace("_ ", "_")
+
+
 def plot_series(
     images: Mapping[str, np.ndarray],
     titles: Mapping[str, Sequence[str]],
@@ -189,7 +195,7 @@ def plot_series(
         panel.set_yticks([])
         panel.set_frame_on(False)
     for row, (name, series) in zip(axes, images.items(), strict=True):
-        row[0].set_ylabel(name, fontsize=8)
+        row[0].set_ylabel(broken(name), fontsize=8)
         for panel, image, title in zip(row, series, titles[name], strict=False):
             steps = ensure_tuple_rep(spacing_mm, image.ndim)
             plane, aspect = central_plane(image[None]), float(steps[1] / steps[0])
