@@ -24,7 +24,7 @@ def headless_chromium():
     names = ("chromium", "chromium-browser", "google-chrome")
     chromium = next(filter(None, map(shutil.which, names)), None)
     driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
+    if chromium is None or driver is None:  # pip has none: .ci/run takes Debian's
         pytest.skip("no chromium with chromedriver is installed to open the page with")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium

@@ -196,8 +196,25 @@ def test_other_axes_follow_by_their_share_and_free_axes_do_not() -> None:
     inferer = TraversalInferer(follower(), {"volume": [10.0]}, follow=0.4)
     parts = inferer.split(inferer(images, vae)[0])
     torch.testing.assert_close(parts["volume"][0], found[0, 0])
-    with pytest.raises(ValueError, match="no readout says"):
-        traverse(vae, images, 0, [1.0], follow=0.5)
+    for follow in (0.5, None):
+        with pytest.raises(ValueError, match="no readout says"):
+            traverse(vae, images, 0, [1.0], follow=follow)
+
+
+def test_each_attribute_has_a_share_of_its_own_which_another_replaces() -> None:
+    plain = follower()
+    own = Readout(
+        plain.scaler, [0, 1], plain.curves, companions=plain.companions, follow=[0.4, 0.0]
+    )
+    np.testing.assert_allclose(own.direction(0, 4), [1.0, 0.2, 0.0, 0.0])
+    np.testing.assert_allclose(own.direction(1, 4), [0.0, 1.0, 0.0, 0.0])
+    np.testing.assert_allclose(own.direction(1, 4, 0.5), [-1.5, 1.0, 0.0, 0.0])
+    np.testing.assert_allclose(own.direction(0, 4, 0.0), [1.0, 0.0, 0.0, 0.0])
+    vae, images = make()
+    found = traverse(vae, images, "volume", [10.0], own, follow=None)
+    assert torch.equal(found, traverse(vae, images, "volume", [10.0], plain, follow=0.4))
+    parts = TraversalInferer(own, {"volume": [10.0]})(images, vae)
+    torch.testing.assert_close(parts[:, :1], found[:, 0])
 
 
 def test_there_and_back_along_a_direction() -> None:

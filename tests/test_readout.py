@@ -152,9 +152,9 @@ def test_a_traversal_takes_the_calibrated_readout_where_there_is_one(tmp_path):
     codes = np.linspace(-2, 2, 20)[:, None]
     readout = Readout.fit(scaler, codes, 10 + 2 * codes)
     readout.save(tmp_path / "readout.json")
-    assert Readout.of_model(tmp_path).follow == 0.6
-    readout.follow = 0.25
+    assert Readout.of_model(tmp_path).follow == (0.6,)
+    readout.follow = (0.25,)
     readout.save(tmp_path / "traversal.json")
-    assert Readout.of_model(tmp_path).follow == 0.25
-    assert TraversalInferer(Readout.of_model(tmp_path)).follow == 0.25
+    assert Readout.of_model(tmp_path).follow == (0.25,)
+    assert TraversalInferer(Readout.of_model(tmp_path)).follow is None  # the readout's own
     assert TraversalInferer(Readout.of_model(tmp_path), follow=0.0).follow == 0.0

@@ -35,7 +35,7 @@ def traverse(
     attribute: int | str,
     values: Sequence[float],
     readout: Readout | None = None,
-    follow: float = 0.0,
+    follow: float | None = 0.0,
 ) -> Tensor:
     """Decode every image's posterior mean with one axis moved to each of the values.
 
@@ -49,8 +49,8 @@ def traverse(
         attribute: a latent axis, or a name of the network's `attribute_names`.
         values: V values: codes, or with a readout the attribute in its own units.
         readout: of the trained model, `models/readout.json`.
-        follow: share of what goes together in the training subjects, 1 for all of it; needs a
-            readout.
+        follow: share of what goes together in the training subjects, 1 for all of it; None: the
+            readout's own for this attribute. Needs a readout.
 
     Returns:
         Images in (0, 1), shape (B, V, C, *S).
@@ -60,9 +60,11 @@ def traverse(
             readout.
     """
     axis, codes = _target(network, attribute, values, readout)
-    if follow and readout is None:
-        raise ValueError(f"follow is {follow:g}, but no readout says which axes go together")
-    direction = readout.direction(axis, network.latent_dim, follow) if readout and follow else None
+    if follow != 0 and readout is None:
+        raise ValueError(f"follow is {follow}, but no readout says which axes go together")
+    direction = None
+    if readout is not None and follow != 0:
+        direction = readout.direction(axis, network.latent_dim, follow)
     return decode_along(network, image, axis, codes, direction)
 
 
@@ -175,7 +177,7 @@ class TraversalInferer(Inferer):
         values: by attribute, in its own units; None, or an attribute left out: five values over
             the range of nine in ten training subjects, so that none is extrapolated.
         traversals: whether every attribute is traversed; else only what follows is decoded.
-        follow: of `traverse`; None: the readout's own.
+        follow: of `traverse`.
         interpolate_to: id of a subject that all others are interpolated to, in five steps.
         replace: `{"attributes": [...], "donor": id}`: axes that are taken from the donor, in one
             image.
@@ -199,8 +201,7 @@ class TraversalInferer(Inferer):
         replace: Mapping[str, Any] | None = None,
         find: Callable[[str], Tensor] | None = None,
     ) -> None:
-        self.readout = readout
-        self.follow = readout.follow if follow is None else follow
+        self.readout, self.follow = readout, follow
         names = readout.scaler.names
         for name in values or {}:
             axis_of(name, names)

@@ -32,8 +32,9 @@ class Readout:
             subjects per unit of another's (row), shape (K, K); None: nothing follows.
         nonnegative: of each attribute, whether it is read as 0 where the curve falls below, as of a
             volume; None: none is.
-        follow: share of the companions' change by which a traversal moves them along; where the
-            curves were calibrated on what a decoder renders, that of the calibration.
+        follow: share of the companions' change by which a traversal of each attribute moves them
+            along, one for all or for each; where the curves were calibrated on what a decoder
+            renders, that of the calibration.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Readout:
         span: npt.ArrayLike | None = None,
         companions: npt.ArrayLike | None = None,
         nonnegative: Sequence[bool] | None = None,
-        follow: float | None = None,
+        follow: float | Sequence[float] | None = None,
     ) -> None:
         self.scaler = scaler
         self.axes = tuple(int(a) for a in axes)
@@ -54,7 +55,8 @@ class Readout:
         alone = np.eye(len(self.axes)) if companions is None else companions
         self.companions: Array = np.asarray(alone, dtype=np.float64)
         self.nonnegative = tuple(nonnegative or [False] * len(self.axes))
-        self.follow = FOLLOW if follow is None else float(follow)
+        shares = np.broadcast_to(FOLLOW if follow is None else follow, len(self.axes))
+        self.follow = tuple(map(float, shares))
 
     @classmethod
     def fit(
@@ -95,18 +97,20 @@ class Readout:
         nonnegative = [bool(lowest >= 0) for lowest in np.nanmin(attributes, axis=0)]
         return cls(scaler, list(axes), curves, span, follows, nonnegative)
 
-    def direction(self, axis: int, dimensions: int, follow: float = 0.0) -> Array:
+    def direction(self, axis: int, dimensions: int, follow: float | None = None) -> Array:
         """Return how codes (D,) change per unit of a tied axis.
 
         Args:
             axis: the latent axis that is moved.
             dimensions: D.
             follow: the share of what goes together in the training subjects by which the other
-                tied axes move along; 0: none does.
+                tied axes move along; 0: none does; None: the attribute's own.
         """
         found = np.zeros(dimensions)
-        if follow:
-            found[list(self.axes)] = follow * self.companions[self.axes.index(axis)]
+        if follow != 0:
+            column = self.axes.index(axis)
+            share = self.follow[column] if follow is None else follow
+            found[list(self.axes)] = share * self.companions[column]
         found[axis] = 1.0
         return found
 
@@ -135,7 +139,7 @@ class Readout:
             "span": self.span.tolist(),
             "companions": self.companions.tolist(),
             "nonnegative": list(self.nonnegative),
-            "follow": self.follow,
+            "follow": list(self.follow),
         }
         write_text(path, json.dumps(state, indent=1) + "\n")
 

@@ -60,7 +60,7 @@ class AttributeReading:
         folder: of the model's weights, where the decoder's readout may lie.
         state: of the cohort.
         classes: whether the network has a head.
-        follow: of `medvae.explain.traverse`; None: the readout's own.
+        follow: of `medvae.explain.traverse`.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class AttributeReading:
         self.decoded = Readout.of_model(folder)
         self.names = readout.scaler.names
         self.classes = state.classes if classes else ()
-        self.follow = self.decoded.follow if follow is None else follow
+        self.follow = follow
         bounds = self.decoded.scaler.inverse(self.decoded.span)
         self.ranges = {
             name: (float(low), float(high))

@@ -141,7 +141,7 @@ class ManipulationEvaluation:
         )
         self.remeasured = Remeasured(network, self.instrument, progress)
         self.follow = {name: float(follow) for name in cohort.attribute_names}
-        self.follow |= {k: v for k, v in (follow_of or {}).items() if k in self.follow}
+        self.follow |= {k: float(v) for k, v in (follow_of or {}).items() if k in self.follow}
 
     def run(self) -> dict[str, Any]:
         """Evaluate, write everything and return what manipulation.json holds."""
@@ -230,9 +230,7 @@ class ManipulationEvaluation:
             scaled = self.cohort.scaler.transform(attributes)
             axes = [best_axis(codes, column) for column in scaled.T]
         found = Readout.fit(self.cohort.scaler, codes, attributes, axes)
-        found.companions *= np.array(list(self.follow.values()))[:, None]
-        np.fill_diagonal(found.companions, 1.0)
-        found.follow = 1.0  # what is left of the companions is what moves along
+        found.follow = tuple(self.follow.values())
         return found
 
     def _codes(self, readout: Readout, asked: Array) -> Array:
@@ -294,7 +292,7 @@ class ManipulationEvaluation:
             entry, axis = result["attributes"][name], readout.axes[column]
             if None not in entry["codes"]:
                 values[name], one = entry["asked"], images[[row]].to(self.device)
-                along = readout.direction(axis, self.network.latent_dim, readout.follow)
+                along = readout.direction(axis, self.network.latent_dim)
                 decoded = decode_along(self.network, one, axis, entry["codes"], along)
                 volumes[name] = decoded[0, :, 0].cpu().numpy()
         if volumes:

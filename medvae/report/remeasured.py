@@ -118,7 +118,7 @@ class Remeasured:
             name: the measured attribute whose structure the change should lie in.
             labelmaps: the images' own, (N, *S); a voxel around the structure counts as inside.
         """
-        parts, along = [], readout.direction(axis, self.network.latent_dim, readout.follow)
+        parts, along = [], readout.direction(axis, self.network.latent_dim)
         for rows in self._batches(len(images), f"moving {name}"):
             batch = images[rows].to(self.instrument.device)
             decoded = decode_along(self.network, batch, axis, list(codes), along).cpu()
@@ -148,7 +148,7 @@ class Remeasured:
             name: the measured attribute.
         """
         codes = np.linspace(reach[0], reach[1], CALIBRATION_STEPS)
-        along = readout.direction(axis, self.network.latent_dim, readout.follow)
+        along = readout.direction(axis, self.network.latent_dim)
         column, parts = self.instrument.names.index(name), []
         for rows in self._batches(len(images), f"calibrating {name}"):
             batch = images[rows].to(self.instrument.device)
