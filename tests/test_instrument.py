@@ -215,6 +215,18 @@ def test_half_the_attribute_on_another_axis_is_half_the_span_unless_calibrated(k
     assert wide[0, 0] == pytest.approx(drawn, rel=0.25)
 
 
+def test_a_long_tail_is_regressed_on_as_the_model_has_it(tmp_path) -> None:
+    made = evaluation(tmp_path, n_resamples=0)
+    made.cohort.scaler = AttributeScaler(made.cohort.attribute_names, log=["area"])
+    size = np.random.default_rng(0).lognormal(3.0, 1.0, 200)
+    training = np.stack([size, np.log(size)], 1)
+    found = made._report(np.ones((2, 3, 5, 2)), training, np.arange(3))["attributes"]["area"]
+    assert found["effects"]["intensity_mean"]["predicted"] == pytest.approx(1)
+    made.cohort.scaler = AttributeScaler(made.cohort.attribute_names)
+    raw = made._report(np.ones((2, 3, 5, 2)), training, np.arange(3))["attributes"]["area"]
+    assert raw["effects"]["intensity_mean"]["predicted"] < 0.9
+
+
 def test_an_axis_that_carries_nothing_is_not_moved(known, tmp_path) -> None:
     made = evaluation(tmp_path, 0.0, instrument_steps=5)
     made.network.encode = lambda image: (torch.zeros(len(image), 3),) * 2
