@@ -39,7 +39,7 @@ RULES: dict[str, dict[str, Any]] = {
 
 def settings(rule: str, dims: int, seed: int, epochs: int, root: Path) -> dict[str, Any]:
     chosen = {key: value for key, value in RULES[rule].items() if key != "cause"}
-    grid = {"image_size": [32] * dims, "channels": [48, 32, 16, 8]}
+    grid = {"image_size": [32] * dims, "channels": [64, 64, 32, 16]}
     if dims == 3:
         grid = {"image_size": [16] * dims, "channels": [48, 32, 16]}
     return {
@@ -52,7 +52,6 @@ def settings(rule: str, dims: int, seed: int, epochs: int, root: Path) -> dict[s
         "confounders": ["scanner"],
         "latent_dim": 64,
         "path_interval": 8,
-        "voxel_weight": 10.0,
         "half_life": 2000,
         "classifier_steps": 800,
         "max_epochs": epochs,
@@ -116,7 +115,7 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES))
     parser.add_argument("--spatial-dims", type=int, default=2, choices=(2, 3))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=90)
     options = parser.parse_args()
     print(
         "| rule | seed | AUC | agreement | flips by the first ten | random | direction | first "
