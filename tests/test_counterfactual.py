@@ -10,7 +10,7 @@ from test_intact_vae import batch, small
 
 from medvae.engines import TreatmentData, choose_beta, train_intact
 from medvae.engines.beta import BetaScore, apply_rule
-from medvae.explain import counterfactual, from_covariates
+from medvae.explain import CounterfactualInferer, counterfactual, from_covariates
 from medvae.losses import IntactVAELoss
 from medvae.networks import IntactVAE
 
@@ -26,6 +26,23 @@ def test_the_own_treatment_gives_the_reconstruction_bit_for_bit(spatial_dims):
     assert torch.equal(found.outcome, network.eval()(image, treatment, x).reconstruction)
     assert not found.difference.any()
     assert not found.uncertainty.any()
+
+
+@DIMS
+def test_kept_noise_is_what_the_network_leaves_out_of_the_image(spatial_dims):
+    network = small(spatial_dims).eval()
+    image, treatment, x, _ = batch(network)
+    own = counterfactual(network, image, x, treatment, treatment, keep_noise=True)
+    assert torch.equal(own.outcome, image)
+    plain, kept = (
+        counterfactual(network, image, x, treatment, 1 - treatment, 0.5, keep_noise=keep)
+        for keep in (False, True)
+    )
+    assert torch.equal(plain.difference, kept.difference)
+    noise = image - network(image, treatment, x).reconstruction
+    torch.testing.assert_close(kept.outcome, plain.outcome + noise)
+    with pytest.raises(ValueError, match="keep_noise needs the image"):
+        CounterfactualInferer(1, alone=True, keep_noise=True)
 
 
 @DIMS

@@ -131,7 +131,7 @@ def inference(root, spatial_dims, tmp_path, **overrides):
 def test_counterfactuals_lie_on_the_subjects_grid_in_its_unit(trained, tmp_path):
     root, spatial_dims = trained
     table = some(root, tmp_path)
-    flow, rows = inference(root, spatial_dims, tmp_path, target="B", samples=2)
+    flow, rows = inference(root, spatial_dims, tmp_path, target="B", samples=2, keep_noise=True)
     assert list(rows["id"]) == list(table["id"])
     assert list(rows["own"]) == list(table["scanner"])
     assert set(rows["target"]) == {"B"}
@@ -152,6 +152,9 @@ def test_counterfactuals_lie_on_the_subjects_grid_in_its_unit(trained, tmp_path)
         assert found["uncertainty"].get_fdata().min() >= -1e-4
         moved = np.abs(found["difference"].get_fdata()).max()
         assert moved == 0 if arm == "B" else moved > 0
+        kept = found["counterfactual"].get_fdata() - found["difference"].get_fdata()
+        # the image itself, but for what resampling to the network's grid blurs
+        assert np.corrcoef(kept.ravel(), image.get_fdata().ravel())[0, 1] > 0.9
 
 
 def test_what_lies_beyond_the_data_is_refused_or_marked(trained, tmp_path):
@@ -161,6 +164,8 @@ def test_what_lies_beyond_the_data_is_refused_or_marked(trained, tmp_path):
         inference(root, spatial_dims, tmp_path, strength=2.0)
     with pytest.raises(SystemExit, match="The arm 'C' .* was not seen in training"):
         inference(root, spatial_dims, tmp_path, target="C")
+    with pytest.raises(SystemExit, match="keep_noise needs the image"):
+        inference(root, spatial_dims, tmp_path, alone=True, keep_noise=True)
     _, rows = inference(
         root, spatial_dims, tmp_path, strength=2.0, extrapolate=True, samples=0, alone=True
     )

@@ -58,11 +58,13 @@ def counterfactual(
     limit: float = 0.05,
     context: Tensor | None = None,
     seed: int = 0,
+    keep_noise: bool = False,
 ) -> Counterfactual:
     """Decode each subject's code under another treatment.
 
     Codes are posterior means, given the treatment that the subject had. With the own treatment as
-    target the outcome is the reconstruction bit for bit, and the difference 0.
+    target the outcome is the reconstruction bit for bit, or the image where the noise is kept, and
+    the difference 0.
 
     Args:
         network: trained, or several of them (an ensemble); left in the mode they were in.
@@ -78,6 +80,9 @@ def counterfactual(
         limit: the least probability of an arm inside the overlap.
         context: an image among the covariates, where the network has one.
         seed: of the draws.
+        keep_noise: add to the outcome what the network leaves out of the subject's own image, which
+            is then the image plus the difference: the counterfactual under additive noise, which
+            the treatment does not change (abduction, action, prediction: Pearl 2009).
 
     Raises:
         ValueError: for a strength outside [0, 1] unless asked for, or an arm that does not exist.
@@ -89,7 +94,8 @@ def counterfactual(
     _check_strength(strength, extrapolate)
     with _quiet(networks):
         codes = [each.encode(image, own, covariates, context) for each in networks]
-        return _decoded(networks, codes, own, asked, strength, samples, seed, probabilities, limit)
+        found = _decoded(networks, codes, own, asked, strength, samples, seed, probabilities, limit)
+    return found._replace(outcome=image + found.difference) if keep_noise else found
 
 
 def from_covariates(
@@ -235,9 +241,11 @@ class CounterfactualInferer(Inferer):
         alone: decode the prior of the covariates, and leave the image unread.
         limit: the least probability of an arm inside the overlap.
         seed: of the draws.
+        keep_noise: see `counterfactual`.
 
     Raises:
-        ValueError: for a strength outside [0, 1] that is not asked for by `extrapolate`.
+        ValueError: for a strength outside [0, 1] that is not asked for by `extrapolate`, or noise
+            to keep of an image that is not read.
     """
 
     def __init__(
@@ -251,11 +259,15 @@ class CounterfactualInferer(Inferer):
         alone: bool = False,
         limit: float = 0.05,
         seed: int = 0,
+        keep_noise: bool = False,
     ) -> None:
         _check_strength(strength, extrapolate)
+        if alone and keep_noise:
+            raise ValueError("keep_noise needs the image, which alone leaves unread; choose one")
         self.target, self.strength, self.extrapolate = target, strength, extrapolate
         self.samples, self.members, self.alone = samples, list(members), alone
         self.probabilities, self.limit, self.seed = probabilities, limit, seed
+        self.keep_noise = keep_noise
 
     def __call__(
         self, image: Tensor, network: IntactVAE, treatment: Tensor, covariates: Tensor
@@ -280,6 +292,7 @@ class CounterfactualInferer(Inferer):
                 known,
                 self.limit,
                 seed=self.seed,
+                keep_noise=self.keep_noise,
             )
         return {
             "counterfactual": found.outcome,
