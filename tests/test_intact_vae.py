@@ -5,12 +5,25 @@ import math
 import numpy as np
 import pytest
 import torch
-from known_effects import tabular
+from known_effects import discs, tabular
 
 from medvae.engines import log_likelihood, train_intact
-from medvae.losses import IntactVAELoss, PublicCodeLoss, gaussian_nll, kl_normal
-from medvae.metrics import difference_of_means, outside_overlap, pehe, propensity, t_learner
-from medvae.networks import CovariateEncoder, IntactVAE, IntactVAEReconstruction
+from medvae.losses import (
+    IntactVAELoss,
+    PublicCodeLoss,
+    SubspaceDependenceLoss,
+    gaussian_nll,
+    kl_normal,
+)
+from medvae.metrics import (
+    difference_of_means,
+    outside_overlap,
+    pehe,
+    propensity,
+    t_learner,
+    treatment_predictability,
+)
+from medvae.networks import CovariateEncoder, IntactVAE, IntactVAEOutput, IntactVAEReconstruction
 
 COVARIATES = (0, 2, 3)  # continuous, two classes, three classes
 
@@ -171,6 +184,63 @@ def test_beta_weighs_the_divergence_alone_and_voxels_are_summed():
     torch.testing.assert_close((voxel + rest).mean(), one["nll"])
 
 
+def leaking(amount, n=400):
+    """What a network would return whose codes tell the treatment by `amount`, and treatments."""
+    generator = torch.Generator().manual_seed(0)
+    treatment = torch.arange(n) % 2
+    prior = torch.randn(n, 3, generator=generator)
+    added = 0.5 * torch.randn(n, 3, generator=generator)
+    added[:, 1] = 0.01 * added[:, 1] + amount * treatment  # along a narrow axis
+    log_var = torch.zeros(n, 3)
+    image = torch.randn(n, 1, 4, 4, generator=generator)
+    codes = (prior + 2 * added, log_var, prior, prior, log_var + 2 * np.log(2))
+    return IntactVAEOutput(image, *codes, torch.zeros(1)), image, treatment
+
+
+def test_the_balance_sees_the_treatment_in_what_the_image_adds_alone():
+    loss = IntactVAELoss(2.0, balance_weight=50.0, latent_dim=3, treatments=2, memory=0)
+    terms = {}
+    for amount in (0.0, 0.02):
+        output, image, treatment = leaking(amount)
+        terms[amount] = loss(output, image, treatment=treatment)
+        plain = IntactVAELoss(2.0)(output, image)
+        assert "balance" not in plain
+        total = plain["loss"] + terms[amount]["balance"]
+        torch.testing.assert_close(terms[amount]["loss"], total)
+    assert abs(terms[0.0]["balance"]) < 0.5
+    assert terms[0.02]["balance"] > 10
+    added = (output.mean - output.prior_mean) / 2
+    arms = torch.nn.functional.one_hot(treatment, 2)
+    wanted = SubspaceDependenceLoss([3, 2], whiten=True)([added, arms])["loss"]
+    torch.testing.assert_close(terms[0.02]["balance"], 50 * wanted)
+
+
+def test_the_balance_teaches_the_posterior_and_leaves_the_prior_alone():
+    network = small()
+    given = batch(network, 32)
+    loss = IntactVAELoss(balance_weight=10.0, latent_dim=3, treatments=2)
+    loss(network(*given), given[0], treatment=given[1])["balance"].backward()
+    assert all(p.grad.abs().max() > 0 for p in network.posterior_net.parameters())
+    assert all(p.grad is None or p.grad.abs().max() < 1e-6 for p in network.prior_net.parameters())
+    assert int(loss.balance.filled) == 32  # remembered for the next batch
+
+
+def test_codes_trained_for_balance_tell_the_treatment_less():
+    truth = discs(400, 16, 2, seed=0)
+    told = []
+    for weight in (0.0, 1000.0):
+        torch.manual_seed(0)
+        network = small(image_size=16, covariates=3, latent_dim=8)
+        loss = IntactVAELoss(0.1, weight, latent_dim=8, treatments=2)
+        train_intact(network, truth.data, loss, 150, 64, 5e-3)
+        outcome, treatment, x, _ = truth.data
+        with torch.no_grad():
+            codes = network.encode(outcome, treatment, x)[0]
+        told.append(treatment_predictability(codes.numpy(), x.numpy(), treatment.numpy()))
+    assert told[0] > 0.1
+    assert told[1] < told[0] / 3
+
+
 def test_missing_covariates_are_masked_within_the_network():
     encoder = CovariateEncoder(COVARIATES)
     missing = float("nan")
@@ -196,6 +266,11 @@ def test_arms_are_mixed_by_shares_in_the_decoder_and_never_in_the_encoder():
     assert torch.equal(network.decode(z, treatment), network.decode(z, shares))
     with pytest.raises(ValueError, match="whole numbers"):
         network.encode(outcome, shares, x)
+    before = network.decode(z, treatment)
+    with torch.no_grad():
+        network.arm_scales[0].weight[:, 1] += 0.5  # of arm 1 alone
+    changed = (network.decode(z, treatment) - before).flatten(1).abs().amax(1) > 0
+    assert torch.equal(changed, treatment == 1)
 
 
 def test_the_network_of_the_bundle_has_the_same_weights_and_takes_an_image_alone():

@@ -105,6 +105,7 @@ def choose_beta(
     seed: int = 0,
     device: str | torch.device = "cpu",
     progress: bool = False,
+    balance_weight: float = 0.0,
 ) -> BetaChoice:
     """Train one network for each beta and choose by the rule.
 
@@ -125,6 +126,7 @@ def choose_beta(
         seed: of weights, order and draws, the same for all.
         device: where to compute.
         progress: show bars.
+        balance_weight: see `IntactVAELoss`.
 
     Raises:
         ValueError: for an empty grid.
@@ -139,7 +141,7 @@ def choose_beta(
         train_intact(
             network,
             train,
-            IntactVAELoss(beta),
+            IntactVAELoss(beta, balance_weight, network.latent_dim, network.treatments),
             steps,
             batch_size,
             learning_rate,

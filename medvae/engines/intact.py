@@ -217,7 +217,7 @@ def train_intact(
     Raises:
         FloatingPointError: where the loss is not finite.
     """
-    objective = IntactVAELoss() if loss is None else loss
+    objective = (IntactVAELoss() if loss is None else loss).to(device)
     network, data = network.to(device).train(), data.to(device)
     if network.in_channels:
         planar = len(network.image_size) == 2
@@ -238,7 +238,7 @@ def train_intact(
                 order = torch.randperm(len(data.outcome), generator=generator)
             index, order = order[:batch_size].to(device), order[batch_size:]
             batch = data.rows(index)
-            terms = objective(network(*batch), batch.outcome)
+            terms = objective(network(*batch), batch.outcome, treatment=batch.treatment)
             if not torch.isfinite(terms["loss"]):
                 raise FloatingPointError("the loss is not finite; lower the learning rate")
             optimizer.zero_grad(set_to_none=True)

@@ -6,8 +6,10 @@ from math import log, pi
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medvae.losses.dependence import SubspaceDependenceLoss
 from medvae.losses.elbo import kl_normal
 
 if TYPE_CHECKING:
@@ -39,35 +41,66 @@ class IntactVAELoss(nn.Module):
     r"""Negative log likelihood of the outcome + beta KL (Wu and Fukumizu 2022, equation 4.7).
 
     .. math:: E_{z \sim q}[-\log p(y|z,t)] + \beta\, KL(q(z|x,y,t) \| p(z|x))
+        + \lambda\, R\left(\frac{r - h(x)}{\sqrt{k(x)}}, t\right)
 
-    Both terms are nats: summed over voxels, channels and latent axes, and averaged over the batch,
-    so that beta means the same at every image size. A large beta pulls codes to what covariates
-    tell, and so keeps the treatment out of them; 1 is the evidence lower bound. Choose it by
-    `medvae.engines.choose_beta`, not by the reconstruction, which cannot tell.
+    The first terms are nats: summed over voxels, channels and latent axes, and averaged over the
+    batch, so that beta means the same at every image size. A large beta pulls codes to what
+    covariates tell, and so keeps the treatment out of them; 1 is the evidence lower bound. Choose
+    it by `medvae.engines.choose_beta`, not by the reconstruction, which cannot tell.
+
+    The third term, which is ours, keeps the treatment out of codes that tell much of the image: R
+    is the `SubspaceDependenceLoss`, whitened, between the treatment and what the posterior's mean
+    adds to the prior's, in units of the prior's standard deviation.
 
     Args:
         beta: weight of the divergence alone.
+        balance_weight: lambda, in nats; 0: no such term.
+        latent_dim: D of the network, with a balance.
+        treatments: T of the network, with a balance.
+        memory: codes of past batches that R is estimated with.
     """
 
-    def __init__(self, beta: float = 10.0) -> None:
+    def __init__(
+        self,
+        beta: float = 10.0,
+        balance_weight: float = 0.0,
+        latent_dim: int = 1,
+        treatments: int = 2,
+        memory: int = 512,
+    ) -> None:
         super().__init__()
-        self.beta = beta
+        self.beta, self.balance_weight = beta, balance_weight
+        self.balance: SubspaceDependenceLoss | None = None
+        if balance_weight > 0:
+            self.balance = SubspaceDependenceLoss([latent_dim, treatments], memory, whiten=True)
 
     def forward(
         self, output: IntactVAEOutput, outcome: Tensor, **targets: Any
     ) -> dict[str, Tensor]:
-        """Return scalars `loss`, its terms `nll` and `kl` (with its weight), and `noise_sd`.
+        """Return scalars `loss`, its terms (with their weights), and `noise_sd`.
+
+        The terms are `nll`, `kl` and, where it has a weight, `balance`.
 
         Args:
             output: what the network returned.
             outcome: shape (B, C, *S) or (B, C).
-            targets: the rest of the batch, which the objective does not read.
+            targets: the rest of the batch; `treatment`, (B,), is read for the balance.
         """
         nll = gaussian_nll(outcome, output.reconstruction, output.noise_log_var).mean()
-        parts = (output.mean, output.log_var, output.prior_mean, output.prior_log_var)
-        kl = self.beta * kl_normal(*(part.float() for part in parts)).mean()
+        mean, log_var, prior_mean, prior_log_var = (
+            part.float()
+            for part in (output.mean, output.log_var, output.prior_mean, output.prior_log_var)
+        )
+        kl = self.beta * kl_normal(mean, log_var, prior_mean, prior_log_var).mean()
+        terms = {"nll": nll, "kl": kl}
+        if self.balance is not None:
+            arms = F.one_hot(targets["treatment"], self.balance.sizes[1])
+            # detached: a wide prior would hide what codes tell
+            added = (mean - prior_mean) * torch.exp(-0.5 * prior_log_var.detach())
+            found = self.balance([added, arms])["loss"]
+            terms["balance"] = self.balance_weight * found
         noise = torch.exp(0.5 * output.noise_log_var.detach()).mean()
-        return {"loss": nll + kl, "nll": nll, "kl": kl, "noise_sd": noise}
+        return {"loss": torch.stack(list(terms.values())).sum(), **terms, "noise_sd": noise}
 
 
 class PublicCodeLoss(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,9 @@ class IntactVAE(nn.Module):
     Train it with `medvae.losses.IntactVAELoss`. A counterfactual encodes with the treatment that
     was given and decodes with another: `medvae.explain.counterfactual`.
 
+    The treatment joins the code, and scales and shifts every channel of the decoder's blocks (Perez
+    et al. 2018): a change of texture such as blur is local, and need not pass through the code.
+
     The outcome is an image, or numbers where `outcome_dim` is set; an image may then join the
     covariates. Convolutions see the image alone; covariates and treatment join their flattened
     output, not as planes of its size.
@@ -101,7 +104,7 @@ class IntactVAE(nn.Module):
         outcome_dim: int | None = None,
         learned_prior: bool = True,
         noise_log_var: float = 0.0,
-        noise_range: tuple[float, float] = (-8.0, 4.0),
+        noise_range: tuple[float, float] = (-12.0, 4.0),
         norm: str | tuple | None = None,
         act: str | tuple = "ELU",
     ) -> None:
@@ -140,12 +143,16 @@ class IntactVAE(nn.Module):
         self.expand = FullyConnectedNet(
             latent_dim + treatments, outputs, hidden_channels[::-1], act=act
         )
-        self.decoder = nn.Sequential()
+        self.decoder, self.arm_scales = nn.Sequential(), nn.ModuleList()
         if outcome_dim is None:
             self.decoder = _decoder(spatial_dims, in_channels, channels, strides, norm, act)
+            widths = [*channels[-2::-1], channels[0]]
+            self.arm_scales.extend(nn.Linear(treatments, 2 * n, bias=False) for n in widths)
         count = in_channels if outcome_dim is None else outcome_dim
         self.raw_noise = nn.Parameter(torch.full((count,), noise_log_var / NOISE_GAIN))
         self.apply(init_xavier_uniform)
+        for scales in self.arm_scales:
+            nn.init.zeros_(cast(nn.Linear, scales).weight)  # arms start alike
         if not learned_prior:
             self.prior_net.requires_grad_(False)
 
@@ -193,10 +200,17 @@ class IntactVAE(nn.Module):
             treatment: numbers of arms, shape (B,), or shares of the arms, floats of shape (B, T):
                 between arms a share of each; beyond them shares below 0 and above 1.
         """
-        found = self.expand(torch.cat([z, self._arms(treatment).to(z.dtype)], 1))
+        arms = self._arms(treatment).to(z.dtype)
+        found = self.expand(torch.cat([z, arms], 1))
         if self.outcome_dim is not None:
             return found
-        return self.decoder(found.unflatten(1, self.bottleneck_shape))
+        *blocks, last = self.decoder
+        x = found.unflatten(1, self.bottleneck_shape)
+        for block, scales in zip(blocks, self.arm_scales, strict=True):
+            x = block(x)
+            scale, shift = scales(arms)[(...,) + (None,) * (x.dim() - 2)].chunk(2, 1)
+            x = x + x * scale + shift
+        return last(x)
 
     def autoencode(
         self,
