@@ -317,6 +317,9 @@ class EffectEvaluation:
                 "ate": float(ate(effects[known])),
                 "pehe": pehe(effects[known], exact[known]),
                 "counterfactual_mae": float(np.abs(images - wanted).mean()),
+                "region_mae": float(
+                    np.nanmean(region_means(np.abs(images - wanted), regions[rows]))
+                ),
             }
         return report
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from medvae.report.tables import markdown_table, number
 
-__all__ = ["effects_table", "measured_rows"]
+__all__ = ["TRUTH_COLUMNS", "effects_table", "measured_rows", "truth_rows"]
+
+TRUTH_COLUMNS = ("method", "effect", "PEHE", "MAE", "MAE in the region")
 
 
 def effects_table(metrics: Mapping[str, Any]) -> str:
@@ -44,14 +46,20 @@ def effects_table(metrics: Mapping[str, Any]) -> str:
     text += "\n" + markdown_table(["axis", "value"], lines)
     if "truth" in metrics:
         truth = metrics["truth"]
-        rows = [
-            [name, *(number(entry[key], 4) for key in ("ate", "pehe", "counterfactual_mae"))]
-            for name, entry in truth.items()
-            if isinstance(entry, dict)
-        ]
+        rows = truth_rows(truth)
         text += f"\nTrue effect {number(truth['true_ate'], 4)}.\n\n"
-        text += markdown_table(["method", "effect", "PEHE", "MAE"], rows)
+        text += markdown_table(TRUTH_COLUMNS, rows)
     return text
+
+
+def truth_rows(truth: Mapping[str, Any]) -> list[list[str]]:
+    """Return a row of `TRUTH_COLUMNS` for every method that is compared with the truth."""
+    keys = ("ate", "pehe", "counterfactual_mae", "region_mae")
+    return [
+        [name, *(number(entry[key], 4) for key in keys)]
+        for name, entry in truth.items()
+        if isinstance(entry, dict)
+    ]
 
 
 def measured_rows(measured: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from medvae.engines.beta import PREDICTABILITY
-from medvae.report.effects_table import measured_rows
+from medvae.report.effects_table import TRUTH_COLUMNS, measured_rows, truth_rows
 from medvae.report.page import figures
 from medvae.report.page.blocks import Block, Facts, Finding, Picture, Section, Table
 from medvae.report.page.figures import Interval
@@ -142,14 +142,9 @@ def _quality(quality: Mapping[str, Any]) -> Table:
 
 
 def _truth(truth: Mapping[str, Any]) -> Table:
-    rows = [
-        [name, *(number(entry[key], 4) for key in ("ate", "pehe", "counterfactual_mae"))]
-        for name, entry in truth.items()
-        if isinstance(entry, dict)
-    ]
     caption = f"True effect {number(truth['true_ate'], 4)}. PEHE: root mean squared error of each "
     caption += "subject's effect; MAE: mean absolute error of counterfactual images, per voxel."
-    return Table(["method", "effect", "PEHE", "MAE"], rows, "Against the known truth", caption)
+    return Table(TRUTH_COLUMNS, truth_rows(truth), "Against the known truth", caption)
 
 
 def effect_findings(metrics: Mapping[str, Any]) -> Iterator[Finding]:
