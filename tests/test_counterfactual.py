@@ -8,7 +8,7 @@ import torch
 from known_effects import balls, discs
 from test_intact_vae import batch, small
 
-from medvae.engines import TreatmentData, choose_beta, train_intact
+from medvae.engines import TreatmentData, beta, choose_beta, train_intact
 from medvae.engines.beta import BetaScore, apply_rule
 from medvae.explain import CounterfactualInferer, counterfactual, from_covariates
 from medvae.losses import IntactVAELoss
@@ -215,6 +215,21 @@ def test_the_rule_takes_the_most_balanced_of_what_data_do_not_tell_apart():
     leaking = [_score(1, 5, 0.3), _score(2, 4, 0.1)]
     choice = apply_rule(leaking, likelihoods[:2], arms)
     assert (choice.beta, choice.balanced) == (2, False)
+
+
+def test_every_beta_is_tried_with_the_balance_of_the_training(monkeypatch):
+    seen = []
+
+    def trained(network, data, loss, *others, **options):
+        seen.append((loss.beta, loss.balance_weight, loss.balance.sizes))
+        return network
+
+    monkeypatch.setattr(beta, "train_intact", trained)
+    network = small()
+    outcome, treatment, x, _ = batch(network, 60)
+    data = TreatmentData(outcome, treatment, x)
+    choose_beta(small, data, data, grid=(1.0, 4.0), balance_weight=7.0)
+    assert seen == [(1.0, 7.0, [3, 2]), (4.0, 7.0, [3, 2])]
 
 
 def test_an_empty_grid_is_refused():

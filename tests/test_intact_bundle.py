@@ -132,6 +132,22 @@ def inference(root, spatial_dims, tmp_path, **overrides):
     return flow, pd.read_csv(tmp_path / "out" / "counterfactuals.csv")
 
 
+def test_training_images_alone_are_augmented_and_after_the_truth():
+    flip = {"_target_": "RandFlipd", "keys": "image", "prob": 0.5, "spatial_axis": 0}
+    parser = ConfigParser()
+    parser.read_config(str(CONFIGS / "train.yaml"))
+    parser["truth"] = [{"_target_": "CopyItemsd", "keys": "image", "names": "counterfactual"}]
+    parser["augmentation"] = [flip]
+    names = {
+        where: [type(step).__name__ for step in parser.get_parsed_content(where).transforms]
+        for where in ("with_truth", "train#preprocessing")
+    }
+    assert names["train#preprocessing"] == [*names["with_truth"], "RandFlipd"]
+    assert names["with_truth"][-1] == "CopyItemsd"
+    assert parser["train"]["dataset"]["transform"] == "@train::preprocessing"
+    assert parser["validate"]["dataset"]["transform"] == "@with_truth"
+
+
 def test_counterfactuals_lie_on_the_subjects_grid_in_its_unit(trained, tmp_path):
     root, spatial_dims = trained
     table = some(root, tmp_path)

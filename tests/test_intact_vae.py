@@ -193,7 +193,9 @@ def leaking(amount, n=400):
     added[:, 1] = 0.01 * added[:, 1] + amount * treatment  # along a narrow axis
     log_var = torch.zeros(n, 3)
     image = torch.randn(n, 1, 4, 4, generator=generator)
-    codes = (prior + 2 * added, log_var, prior, prior, log_var + 2 * np.log(2))
+    deviation = torch.linspace(0.1, 4, n)[torch.randperm(n, generator=generator)][:, None]
+    wide = (2 * deviation.log()).expand(-1, 3)
+    codes = (prior + deviation * added, log_var, prior, prior, wide)
     return IntactVAEOutput(image, *codes, torch.zeros(1)), image, treatment
 
 
@@ -209,7 +211,7 @@ def test_the_balance_sees_the_treatment_in_what_the_image_adds_alone():
         torch.testing.assert_close(terms[amount]["loss"], total)
     assert abs(terms[0.0]["balance"]) < 0.5
     assert terms[0.02]["balance"] > 10
-    added = (output.mean - output.prior_mean) / 2
+    added = (output.mean - output.prior_mean) / torch.exp(output.prior_log_var / 2)
     arms = torch.nn.functional.one_hot(treatment, 2)
     wanted = SubspaceDependenceLoss([3, 2], whiten=True)([added, arms])["loss"]
     torch.testing.assert_close(terms[0.02]["balance"], 50 * wanted)
