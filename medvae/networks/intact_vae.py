@@ -209,7 +209,7 @@ class IntactVAE(nn.Module):
         for block, scales in zip(blocks, self.arm_scales, strict=True):
             x = block(x)
             scale, shift = scales(arms)[(...,) + (None,) * (x.dim() - 2)].chunk(2, 1)
-            x = x + x * scale + shift
+            x = torch.addcmul(shift, x, 1 + scale)
         return last(x)
 
     def autoencode(
