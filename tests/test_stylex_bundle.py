@@ -212,7 +212,8 @@ def test_the_panels_page_in_a_browser(opened, trained, tmp_path):
     assert f"1 of {count}" in state.text
     save.click()
     path = tmp_path / "answers_A_B.json"
-    assert waited(path.exists, 10)
+    # the browser makes the file before it has written it
+    assert waited(lambda: path.exists() and path.stat().st_size > 0, 10)
     saved = json.loads(path.read_text())
     assert saved["answers"][0]["judgement"] == "confounder"
     assert saved["answers"][0]["hypothesis"] == "brighter"
