@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,13 +14,16 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from ignite.engine import Engine, Events
 from ranks import of_two_ranks, said_by_two_ranks
 from test_bundles import CONFIGS, run, training
 from torch import Tensor, nn
+from torch.multiprocessing import ProcessExitedException
 from torch.nn.parallel import DistributedDataParallel
 
 from medvae.data import phantoms
 from medvae.engines.adversarial import average_gradients
+from medvae.engines.checkpoint import Checkpoint
 from medvae.losses import AttributeRegularizationLoss, AttriVAELoss, ControlLoss
 from medvae.networks import AttriVAE
 
@@ -163,10 +167,8 @@ FACTORS = {
 }
 
 
-@pytest.mark.parametrize("name", FACTORS)
-def test_bundles_of_factors_run_on_two_processes(cohort: Path, tmp_path: Path, name: str) -> None:
-    settings = {
-        "bundle_root": str(tmp_path),
+def of_factors(cohort: Path, name: str) -> dict[str, Any]:
+    return {
         "subjects": str(cohort / "data" / "subjects.csv"),
         "spacing_mm": 6.0,
         "image_size": [16, 16],
@@ -177,6 +179,11 @@ def test_bundles_of_factors_run_on_two_processes(cohort: Path, tmp_path: Path, n
         "n_resamples": 2,
         **FACTORS[name],
     }
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_bundles_of_factors_run_on_two_processes(cohort: Path, tmp_path: Path, name: str) -> None:
+    settings = of_factors(cohort, name) | {"bundle_root": str(tmp_path)}
     first, second = said_by_two_ranks(
         lambda: run(multi_gpu(CONFIGS.parents[1] / name / "configs"), settings), tmp_path
     )
@@ -203,6 +210,42 @@ def test_the_gans_gradients_are_means_over_the_ranks(tmp_path: Path) -> None:
     for first, second in of_two_ranks(averaged, tmp_path):
         assert first.tolist() == [0.5, 0.5]
         assert second.tolist() == [1.5, 1.5]
+
+
+RESUMED = {"attri_vae": {"dropout": 0.2}, "disentangled_gan_2d": {"path_interval": 1}}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_two_ranks_resume_to_the_same_bits(
+    cohort: Path, tmp_path: Path, monkeypatch: Any, name: str
+) -> None:
+    configs = multi_gpu(CONFIGS.parents[1] / name / "configs")
+    every = training(cohort, 2) if name == "attri_vae" else of_factors(cohort, name)
+    every |= RESUMED[name] | {"max_epochs": 3, "run": ["$@train::trainer.run()"]}
+
+    def train(folder: Path) -> dict[str, Tensor]:
+        folder.mkdir(exist_ok=True)
+        folders = {"ckpt_dir": str(folder / "models"), "output_dir": str(folder / "eval")}
+        said_by_two_ranks(lambda: run(configs, every | folders), folder)
+        return torch.load(folder / "models" / "model.pt", weights_only=True)
+
+    expected = train(tmp_path / "whole")
+    seed = Checkpoint._seed
+
+    def with_a_death(self: Checkpoint, engine: Engine) -> None:
+        seed(self, engine)
+        if engine.state.epoch == 2 and os.environ["RANK"] == "1":
+            end = Events.ITERATION_COMPLETED(once=engine.state.iteration + 1)
+            engine.add_event_handler(end, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "_seed", with_a_death)
+        with pytest.raises(ProcessExitedException, match="SIGKILL"):
+            train(tmp_path / "killed")
+    left = torch.load(tmp_path / "killed" / "models" / "checkpoint.pt", weights_only=True)
+    assert left["epoch"] == 1
+    found = train(tmp_path / "killed")
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

@@ -41,6 +41,7 @@ def gan_step(spatial_dims: int = 2, network_settings: Any = None, **settings: An
         "path_length": PathLength(),
         "r1_interval": 2,
         "mixing": 0.0,
+        "voxel_weight": 1.0,
         **settings,
     }
     return GanStep(
@@ -102,6 +103,7 @@ def test_what_each_term_moves(spatial_dims, faithful):
         "adversarial": {"trunk", "score"},
         "codes": {"trunk", "encoder"},
         "features": {"trunk"},
+        "voxels": {"trunk", "encoder", "synthesis"},  # the last is not of this optimizer
         "factors": {"trunk", "encoder", "heads"},
         "dependence": {"trunk", "encoder"},
         "r1": {"trunk", "score"},
@@ -111,6 +113,7 @@ def test_what_each_term_moves(spatial_dims, faithful):
     found = {name: moved(term, step) for name, term in terms.items()}
     assert found["factors"] == {"heads"}
     assert found["features"] - {"trunk"} == {"synthesis"}
+    assert found["voxels"] == {"synthesis"}
     assert found["codes"] - passed - {"encoder"} == {"synthesis", "mapping"}
     assert found["adversarial"] - passed == {"synthesis", "mapping"}
     assert found["path"] == {"synthesis", "mapping"}
@@ -130,7 +133,7 @@ def test_an_iteration_moves_every_parameter(spatial_dims):
     (output,) = engine.state.output
     parts = [value for name, value in output.items() if name[:2] in ("d_", "g_")]
     torch.testing.assert_close(torch.stack(parts).sum(), output["loss"])
-    assert len(parts) == 11
+    assert len(parts) == 13
     assert output["d_r1"] > 0
     assert output["g_path"] > 0
     for name in ("side", "fov", "dependence", "target_dependence", "effective_rank_2"):
@@ -163,6 +166,23 @@ def test_lazy_penalties_keep_their_mean():
     every = gan_step(r1_interval=1, r1_weight=3.0)
     once = every.discriminator_terms(image, drawn, None, True)[0]["r1"]
     torch.testing.assert_close(sum(due) / 8, once)
+
+
+def test_voxels_are_of_the_unchanged_image():
+    """The encoder sees changed images and gives the codes of what they were."""
+    step = gan_step(feature_weight=0.0, voxel_weight=3.0)
+    step.augment = DifferentiableAugmentation(1.0, [0], translate=0.25, brightness=1.0)
+    image = 2 * batch()["image"] - 1
+    drawn = step.draw(image)
+    for terms in (step.discriminator_terms, step.generator_terms):
+        torch.manual_seed(1)
+        found = terms(image, drawn)
+        found = found[0] if isinstance(found, tuple) else found
+        torch.manual_seed(1)
+        changes = [step.augment.draw(image) for _ in range(2)]
+        again = step.generator.synthesis(step.discriminator.encode(changes[0](image)))
+        torch.testing.assert_close(found["voxels"], 3 * (image - again).abs().mean())
+        assert found["features"] == 0
 
 
 def test_mixed_codes():

@@ -152,13 +152,15 @@ def test_swaps_are_judged_against_donor_and_recipient():
     said_kept = np.where(np.arange(90) % 4 == 0, 0, np.nan_to_num(kept))
     labels = {"dx": own, "scanner": kept}
     report = judge_swaps(
-        {"dx": follow, "scanner": said_kept}, "dx", labels, donor, {"real": labels}
+        {"dx": follow, "scanner": said_kept}, "dx", labels, donor, {"real": labels}, (own, follow)
     )
     json.dumps(report, allow_nan=False)
     changed = own != donor
     assert report["follows"]["rows"] == changed.sum()
     assert report["follows"]["value"] == accuracy_score(donor[changed], follow[changed])
     assert report["follows"]["value"] + report["stays"]["value"] == pytest.approx(1)
+    assert report["agrees"]["rows"] == (own != follow).sum()
+    assert report["agrees"]["value"] == 1
     known = ~np.isnan(kept)
     keeps = report["keeps"]["scanner"]
     assert keeps["value"] == pytest.approx(accuracy_score(kept[known], said_kept[known]))
@@ -174,6 +176,7 @@ def test_swaps_name_bad_input_and_tell_what_is_undefined():
     said = {"dx": np.zeros(4)}
     report = judge_swaps(said, "dx", said, np.zeros(4), {}, n_resamples=0)
     assert (report["follows"]["rows"], report["follows"]["value"]) == (0, None)
+    assert "agrees" not in report
     with pytest.raises(ValueError, match="not judged {'swapped': \\['scanner'\\]"):
         judge_swaps(said, "dx", {**said, "scanner": np.zeros(4)}, np.zeros(4), {})
     with pytest.raises(ValueError, match="expected 'age' among the labels"):

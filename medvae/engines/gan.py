@@ -25,8 +25,8 @@ from medvae.networks.style_discriminator import DiscriminatorOutput
 __all__ = ["GanEvaluationStep", "GanStep"]
 
 TERMS = {
-    "d": ("adversarial", "codes", "features", "factors", "dependence", "r1"),
-    "g": ("adversarial", "codes", "features", "factors", "path"),
+    "d": ("adversarial", "codes", "features", "voxels", "factors", "dependence", "r1"),
+    "g": ("adversarial", "codes", "features", "voxels", "factors", "path"),
 }
 
 
@@ -73,6 +73,8 @@ class GanStep:
         path_length: a `medvae.losses.PathLength`; None: none.
         code_weight: of w, lambda_w.
         feature_weight: of the features, lambda_p.
+        voxel_weight: of the mean absolute difference |x - G(E(x))|, in [-1, 1], in both losses.
+            Features alone leave to the encoder what it keeps of an image; 0 as published.
         factor_weight: of the factors, lambda_C; the objective has the weight of the dependence.
         r1_weight: of R1, gamma; it belongs to a sum over voxels.
         r1_interval: iterations from one R1 to the next.
@@ -97,6 +99,7 @@ class GanStep:
         path_length: PathLength | None = None,
         code_weight: float = 1.0,
         feature_weight: float = 2.0,
+        voxel_weight: float = 0.0,
         factor_weight: float = 0.04,
         r1_weight: float = 0.1,
         r1_interval: int = 8,
@@ -113,7 +116,7 @@ class GanStep:
         self.optimizer_d, self.optimizer_g = optimizer_d, optimizer_g
         self.objective, self.path_length = objective, path_length
         self.code_weight, self.feature_weight = code_weight, feature_weight
-        self.factor_weight = factor_weight
+        self.voxel_weight, self.factor_weight = voxel_weight, factor_weight
         self.r1_weight, self.r1_interval = r1_weight, r1_interval
         self.path_weight, self.path_interval = path_weight, path_interval
         self.mixing, self.half_life, self.augment = mixing, half_life, augment
@@ -186,13 +189,14 @@ class GanStep:
             fake = self.discriminator(self._change(image)(drawn.image.detach()))
         terms = {"adversarial": discriminator_loss(real.score, fake.score)}
         terms |= self._code_term(drawn, fake)
-        if self._compares_features(drawn):
+        if self._reconstructs(drawn):
+            with self._precision(image), torch.set_grad_enabled(self.voxel_weight > 0):
+                again = self.generator.synthesis(real.codes)
             with self._precision(image):
-                with torch.no_grad():
-                    again = self.generator.synthesis(real.codes.detach())
-                features = self.discriminator.features(change(again))
+                features = self.discriminator.features(change(again.detach()))
             target = real.features if self.faithful else real.features.detach()
             terms["features"] = self.feature_weight * _mean_square(features, target)
+            terms |= self._voxel_term(again, image)
         logged: Terms = {}
         if self.objective is not None and factors is not None:
             logged = dict(self.objective(real, image, factors))
@@ -222,11 +226,12 @@ class GanStep:
             with torch.no_grad():  # by the discriminator as it is now
                 real = self.discriminator(change(image))
         terms = {"adversarial": generator_loss(fake.score)} | self._code_term(drawn, fake)
-        if self._compares_features(drawn):
+        if self._reconstructs(drawn):
             with self._precision(image):
                 again = self.generator.synthesis(real.codes)
                 features = self.discriminator.features(change(again))
             terms["features"] = self.feature_weight * _mean_square(features, real.features)
+            terms |= self._voxel_term(again, image)
         if self.objective is not None and factors is not None:
             logits = self.discriminator.heads(real.codes.float())
             found = self.objective.factor_loss(logits, factors)
@@ -252,8 +257,14 @@ class GanStep:
             return {}
         return {"codes": self.code_weight * _mean_square(fake.codes, drawn.single.detach())}
 
-    def _compares_features(self, drawn: Draw) -> bool:
-        return self.feature_weight > 0 and (drawn.single is not None or not self.faithful)
+    def _voxel_term(self, again: Tensor, image: Tensor) -> Terms:
+        if self.voxel_weight == 0:
+            return {}
+        return {"voxels": self.voxel_weight * (image.detach() - again.float()).abs().mean()}
+
+    def _reconstructs(self, drawn: Draw) -> bool:
+        wanted = self.feature_weight > 0 or self.voxel_weight > 0
+        return wanted and (drawn.single is not None or not self.faithful)
 
     def _change(self, image: Tensor) -> Callable[[Tensor], Tensor]:
         return _unchanged if self.augment is None else self.augment.draw(image)

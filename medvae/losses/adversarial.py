@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medvae.losses.gather import gather_batch
+
 __all__ = ["PathLength", "discriminator_loss", "generator_loss", "r1_penalty"]
 
 
@@ -54,8 +56,8 @@ class PathLength(nn.Module):
         \quad y \sim N(0, 1) / \sqrt{\text{voxels}}
 
     with the square of the length averaged over the copies of w (Karras et al. 2020). A fixed step
-    in w then changes the image by a fixed amount, wherever it is taken. The running mean is part
-    of `state_dict`.
+    in w then changes the image by a fixed amount, wherever it is taken. The running mean is that
+    of all ranks' images, and part of `state_dict`.
 
     Args:
         decay: share of the running mean that a batch replaces.
@@ -76,7 +78,7 @@ class PathLength(nn.Module):
             w: shape (B, copies, D), requires a gradient.
         """
         lengths = path_lengths(image, w)
-        mean = self.mean.lerp(lengths.mean(), self.decay)
+        mean = self.mean.lerp(gather_batch(lengths).mean(), self.decay)
         if self.training:
             self.mean.copy_(mean.detach())
         return (lengths - mean).square().mean()

@@ -21,6 +21,7 @@ def judge_swaps(
     labels: Mapping[str, npt.ArrayLike],
     donor_labels: npt.ArrayLike,
     references: Mapping[str, Mapping[str, npt.ArrayLike]],
+    unswapped: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     patients: npt.ArrayLike | None = None,
     n_resamples: int = 500,
     level: float = 0.95,
@@ -37,6 +38,8 @@ def judge_swaps(
         references: The same classifier's classes for the recipients' images without a swap, by
             name, such as ``real`` and ``reconstruction``: what it says of those bounds what it can
             say of the swapped ones.
+        unswapped: The classifier's classes of `factor` for the reconstructions of the recipients
+            and of their donors, (N,) each; None leaves ``agrees`` out.
         patients: Patient of each recipient, for the intervals; None = one patient per row.
         n_resamples: Bootstrap resamples of patients; 0 leaves the intervals out.
         level: Coverage of the intervals.
@@ -46,6 +49,8 @@ def judge_swaps(
         A dict that json can write. ``follows``: share judged to be of the donor's class, among
         the rows whose donor is of *another* class than the recipient (others follow without a
         swap). ``stays``: share of the same rows judged to be of the recipient's class.
+        ``agrees``: share judged as the donor's reconstruction is, among the rows whose own is
+        judged otherwise; for labels that images do not tell for certain, which bounds ``follows``.
         ``keeps[other]``: share judged to be of the recipient's class of every other factor.
         ``references[name][factor]``: share judged right. Each with rows, value, low, high,
         balanced (mean over classes) and ``chance``, the share of the most frequent class, which a
@@ -58,9 +63,9 @@ def judge_swaps(
     donor = _classes(donor_labels)
     given: dict[str, Mapping[str, npt.ArrayLike]] = {"swapped": judged, **references}
     unjudged = {who: [name for name in truth if name not in part] for who, part in given.items()}
-    sizes = {np.shape(v) for part in (labels, *given.values()) for v in part.values()} | {
-        donor.shape
-    }
+    before, after = (np.asarray(part, dtype=float) for part in unswapped or (donor, donor))
+    sizes = {np.shape(v) for part in (labels, *given.values()) for v in part.values()}
+    sizes |= {donor.shape, before.shape, after.shape}
     if any(unjudged.values()) or factor not in truth or len(sizes) != 1:
         raise ValueError(
             f"swapped '{factor}', labels {list(labels)}, not judged {unjudged}, shapes "
@@ -76,10 +81,12 @@ def judge_swaps(
 
     swapped = truth[factor] != donor
     swapped &= ~np.isnan(truth[factor]) & ~np.isnan(donor)
+    agrees = {} if unswapped is None else {"agrees": share(judged[factor], after, before != after)}
     return {
         "factor": factor,
         "follows": share(judged[factor], donor, swapped),
         "stays": share(judged[factor], truth[factor], swapped),
+        **agrees,
         "keeps": {
             name: share(judged[name], wanted) for name, wanted in truth.items() if name != factor
         },

@@ -174,7 +174,8 @@ class GanEvaluation:
 
     def _judged(self, judge: FactorClassifier, images: Tensor, again: Tensor) -> dict[str, Any]:
         labels = self._labels(self.factors.cohort, "test")
-        references = {"real": classify(judge, images), "reconstruction": classify(judge, again)}
+        said = classify(judge, again)
+        references = {"real": classify(judge, images), "reconstruction": said}
         result = {}
         for name in labels:
             swapped = self._swapped(images, name)
@@ -184,6 +185,7 @@ class GanEvaluation:
                 labels,
                 np.roll(labels[name], 1),
                 references,
+                (said[name], np.roll(said[name], 1)),
                 n_resamples=self.n_resamples,
                 seed=self.seed,
             )
