@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import test_bundles
 import torch
+import yaml
 
 from medvae.data import phantoms
 
@@ -162,6 +163,15 @@ def test_the_published_system_is_one_switch(tmp_path):
     assert not dependence.unbiased
     assert dependence.memory == 32
     assert dependence.target_weight == 0
+    assert flow.parser.get_parsed_content("voxel_weight") == 0
+    assert flow.parser.get_parsed_content("optimizer").defaults["betas"] == (0.0, 0.99)
+
+
+@pytest.mark.parametrize("name", ["gan_published", "gan_no_voxels", "encoder_plain"])
+def test_ablations_only_set_keys_that_exist(name):
+    train = yaml.safe_load((configs(2) / "train.yaml").read_text())
+    path = BUNDLES.parent / "configs" / "ablations" / f"{name}.yaml"
+    assert yaml.safe_load(path.read_text()).keys() <= train.keys()
 
 
 def test_the_bundles_differ_in_a_few_values():

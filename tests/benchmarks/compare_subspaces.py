@@ -1,6 +1,8 @@
-"""Encoders with subspaces beside other ways to keep factors apart, on one split of a cohort.
+"""Encoders or GANs with subspaces beside other ways to keep factors apart, on one split.
 
     python tests/benchmarks/compare_subspaces.py --cohort phantoms --strength 0.9 --output results
+    python tests/benchmarks/compare_subspaces.py --bundle disentangled_gan_2d \\
+        --cohort phantoms_wall --strength 0.9
 
 Every variant is the bundle with overlays, run through `python -m monai.bundle run training`. With
 `--strength` two factors of the cohort are confounded in training and not in the test (see
@@ -8,7 +10,8 @@ Every variant is the bundle with overlays, run through `python -m monai.bundle r
 the cohort without that confounding, of which a share of the own factors' scores is to be kept.
 Finished runs are kept in the output folder and not repeated, so the table can be filled in steps.
 Prints a Markdown table: mean and half the range over seeds, on the test split. Points are those
-above chance, of the best of three probes, fitted on a balanced bank.
+above chance, of the best of three probes, fitted on a balanced bank. Of GANs also how a classifier
+of its own judges swapped images, PSNR of reconstructions and FID in that classifier's features.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from medvae.report.tables import markdown_table
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
-TRAIN = REPOSITORY / "bundles" / "disentangled_encoder" / "configs" / "train.yaml"
+BUNDLES = ("disentangled_encoder", "disentangled_gan_2d", "disentangled_gan_3d")
 VARIANTS = {
     "unconfounded": ["encoder_plain"],
     "plain": ["encoder_plain"],
@@ -38,10 +41,13 @@ VARIANTS = {
     "ours": [],
     "ours, subspaces alone": ["encoder_no_targets"],
     "ours, not whitened": ["encoder_no_whitening"],
+    "published system": ["gan_published"],
+    "ours without voxels": ["gan_no_voxels"],
 }
 # overlay, data, and the factors between which confounding is made
 COHORTS = {
     "phantoms": (None, None, ("diagnosis", "scanner")),
+    "phantoms_wall": ("phantoms_wall", None, ("wall", "scanner")),
     "phantoms_3d": ("phantoms_3d_factors", None, ("diagnosis", "scanner")),
     "odir": ("odir", "odir", ("side", "age")),
     "nodules": ("nodules_factors", "nodules", ("malignant", "slice_class")),
@@ -49,12 +55,21 @@ COHORTS = {
 }
 
 
-def run(folder: Path, cohort: str, overlays: list[str], options: dict[str, object]) -> None:
+def done(bundle: str, folder: Path) -> bool:
+    """Whether a run has been evaluated to its end."""
+    last = "images.json" if "gan" in bundle else "metrics.json"
+    return (folder / "eval" / last).exists()
+
+
+def run(
+    bundle: str, folder: Path, cohort: str, overlays: list[str], options: dict[str, object]
+) -> None:
     """Train and evaluate one variant, unless it is there."""
-    if (folder / "eval" / "metrics.json").exists():
+    if done(bundle, folder):
         return
+    configs = REPOSITORY / "bundles" / bundle / "configs"
     overlay, data, _ = COHORTS[cohort]
-    files = [TRAIN]
+    files = [configs / "train.yaml"]
     files += [CONFIGS / "datasets" / f"{overlay}.yaml"] if overlay else []
     files += [CONFIGS / "ablations" / f"{name}.yaml" for name in overlays]
     place = REPOSITORY.parent / "shared" / "data" / data if data else folder.parents[0] / "data"
@@ -63,8 +78,8 @@ def run(folder: Path, cohort: str, overlays: list[str], options: dict[str, objec
         "ckpt_dir": folder / "models",
         "output_dir": folder / "eval",
         "dataset_dir": place,
-        "meta_file": TRAIN.parent / "metadata.json",
-        "logging_file": TRAIN.parent / "logging.conf",
+        "meta_file": configs / "metadata.json",
+        "logging_file": configs / "logging.conf",
         "overwrite": True,
         **options,
     }
@@ -94,7 +109,27 @@ def scores(folder: Path) -> dict[str, float]:
                 row[f"{name} > {other}"] = matrix[name][other]["best"]["points"]
     for name, rank in report["dependence"]["effective_rank"].items():
         row[f"rank {name}"] = rank["value"]
+    row |= image_scores(folder / "eval" / "images.json")
     return {name: np.nan if value is None else float(value) for name, value in row.items()}
+
+
+def image_scores(path: Path) -> dict[str, float]:
+    """Return what the table says of a GAN's images; nothing for an encoder."""
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    row = {}
+    for name, swap in found["swaps"].items():
+        for kind in ("follows", "agrees"):
+            row[f"swapped {name} {kind}"] = swap[kind]["value"]
+        for other, kept in swap["keeps"].items():
+            row[f"swapped {name} keeps {other}"] = kept["value"]
+    for name, entry in next(iter(found["swaps"].values()))["references"]["real"].items():
+        row[f"judge on images, {name}"] = entry["value"]
+    row["PSNR"] = found["reconstruction"]["psnr_db"]
+    if "realism" in found:
+        row["FID"] = found["realism"]["fid"]["value"]
+    return row
 
 
 def cell(values: list[float], digits: int) -> str:
@@ -106,6 +141,7 @@ def cell(values: list[float], digits: int) -> str:
 def main() -> None:
     """Run what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", choices=BUNDLES, default=BUNDLES[0])
     parser.add_argument("--cohort", choices=list(COHORTS), required=True)
     parser.add_argument("--strength", type=float, help="of made confounding; default: none")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "results")
@@ -118,7 +154,8 @@ def main() -> None:
     settings: dict[str, object] = dict(entry.split("=", 1) for entry in arguments.set)
     tag = re.sub("[^A-Za-z0-9_.]+", "-", "".join(f"_{entry}" for entry in arguments.set))
     made = "" if arguments.strength is None else f"_{arguments.strength:g}"
-    root = arguments.output.absolute() / "subspaces" / f"{arguments.cohort}"
+    kind = arguments.bundle.replace("disentangled_encoder", "subspaces")
+    root = arguments.output.absolute() / kind / f"{arguments.cohort}"
     between = list(COHORTS[arguments.cohort][2])
     table: dict[str, list[dict[str, float]]] = {}
     for variant in arguments.variants:
@@ -131,12 +168,13 @@ def main() -> None:
                 strength = 0.0 if free else arguments.strength
                 options["made_confounding"] = {"between": between, "strength": strength}
             if not arguments.only_print:
-                run(folder, arguments.cohort, VARIANTS[variant], options)
-            if (folder / "eval" / "metrics.json").exists():
+                run(arguments.bundle, folder, arguments.cohort, VARIANTS[variant], options)
+            if done(arguments.bundle, folder):
                 table.setdefault(variant, []).append(scores(folder))
 
     names = list(next(iter(table.values()))[0])
-    digits = {name: 2 if name.startswith(("head", "rank")) else 0 for name in names}
+    of_two = ("head", "rank", "swapped", "judge")
+    digits = {n: 2 if n.startswith(of_two) else 1 if n in ("PSNR", "FID") else 0 for n in names}
     body = [
         [f"{variant} ({len(rows)} seeds)", *(cell([r[n] for r in rows], digits[n]) for n in names)]
         for variant, rows in table.items()
