@@ -52,13 +52,13 @@ class GanStep:
 
     .. math:: \tfrac12 [\operatorname{softplus} D(G(w)) + \operatorname{softplus}(-D(x))]
         + \lambda_w |sg(w) - E(G(w))|^2 + \lambda_p |sg(F(x)) - F(G(E(x)))|^2
-        + \lambda_C L_C(E(x)) + L_{DC}(E(x)) + \tfrac{\gamma}{2} R_1
+        + \lambda_v |x - G(E(x))| + \lambda_C L_C(E(x)) + L_{DC}(E(x)) + \tfrac{\gamma}{2} R_1
 
     and then the generator, with its mapping networks and the heads,
 
     .. math:: \operatorname{softplus}(-D(G(w)))
         + \lambda_w |sg(w) - E(G(w))|^2 + \lambda_p |F(x) - F(G(sg\,E(x)))|^2
-        + \lambda_C L_C(sg\,E(x)) + \lambda_{PL} L_{PL}
+        + \lambda_v |x - G(sg\,E(x))| + \lambda_C L_C(sg\,E(x)) + \lambda_{PL} L_{PL}
 
     Codes are compared on the prior, features on real images. Labels reach the generator through
     the codes alone. R1 and the path length are computed every few iterations, with their weight
@@ -73,8 +73,8 @@ class GanStep:
         path_length: a `medvae.losses.PathLength`; None: none.
         code_weight: of w, lambda_w.
         feature_weight: of the features, lambda_p.
-        voxel_weight: of the mean absolute difference |x - G(E(x))|, in [-1, 1], in both losses.
-            Features alone leave to the encoder what it keeps of an image; 0 as published.
+        voxel_weight: of the mean absolute difference between image and reconstruction, lambda_v;
+            0 as published, which leaves it open what of an image the code keeps.
         factor_weight: of the factors, lambda_C; the objective has the weight of the dependence.
         r1_weight: of R1, gamma; it belongs to a sum over voxels.
         r1_interval: iterations from one R1 to the next.
