@@ -110,7 +110,8 @@ def correlations(sets: Sequence[Tensor], unbiased: bool = True, live: int | None
     dtype = torch.float32
     for codes in sets:
         dtype = torch.promote_types(dtype, codes.dtype)
-    sets = [_standardised(codes.to(dtype)) for codes in sets]
+    order = sorted(range(len(sets)), key=lambda s: -sets[s].shape[1])  # as _Distances wants it
+    sets = [_standardised(sets[s].to(dtype)) for s in order]
     count = len(sets[0])
     products = _Products.apply(unbiased, count if live is None else live, *sets)
     variance = products.diagonal()
@@ -119,7 +120,9 @@ def correlations(sets: Sequence[Tensor], unbiased: bool = True, live: int | None
     constant = variance <= (64 * torch.finfo(dtype).eps) ** 2 * total
     scale = torch.where(constant, 1.0, variance).rsqrt()
     found = products * scale * scale[:, None]
-    return torch.where(constant | constant[:, None], 0.0, found)
+    found = torch.where(constant | constant[:, None], 0.0, found)
+    places = sorted(range(len(sets)), key=order.__getitem__)
+    return found[places][:, places]
 
 
 def root(squares: Tensor) -> Tensor:
@@ -201,13 +204,18 @@ class _Products(torch.autograd.Function):
 class _Distances:
     """Euclidean distances within each of S sets by blocks (S, rows, columns).
 
+    The sets come with falling dimensions, so that those that have an axis are the first ones.
     A block is valid until the next one is asked for: unless it is kept, its memory is used again,
     since to obtain memory takes as long as to compute with it.
     """
 
     def __init__(self, sets: Sequence[Tensor]) -> None:
-        self.axes = [codes.detach().T.contiguous() for codes in sets]
         self.count = len(sets[0])
+        self.axes = [  # (sets that have it, N) for every axis
+            torch.stack([codes.detach()[:, axis] for codes in sets if codes.shape[1] > axis])
+            for axis in range(sets[0].shape[1])
+        ]
+        self.sets = len(sets)
         self.kept: dict[tuple[int, int], Tensor] = {}
         self.side = math.ceil(self.count / max(1, round(self.count / BLOCK)))
         self.memory = sets[0].new_empty(2, len(sets) * self.side**2)
@@ -222,23 +230,25 @@ class _Distances:
                     yield rows, columns
 
     def _space(self, index: int, rows: slice, columns: slice) -> Tensor:
-        shape = (len(self.axes), rows.stop - rows.start, columns.stop - columns.start)
+        shape = (self.sets, rows.stop - rows.start, columns.stop - columns.start)
         return self.memory[index, : math.prod(shape)].view(shape)
 
     def block(self, rows: slice, columns: slice) -> Tensor:
         key = (rows.start, columns.start)
         if key in self.kept:
             return self.kept[key]
-        found, step = self._space(0, rows, columns), self._space(1, rows, columns)[0]
+        found, steps = self._space(0, rows, columns), self._space(1, rows, columns)
         if self.count <= KEEP:
             self.kept[key] = found = torch.empty_like(found)
         # not by products of codes, as cdist does it: they leave a distance between equal codes
-        for distances, axes in zip(found, self.axes, strict=True):
-            torch.sub(axes[0, rows, None], axes[0, columns], out=distances).square_()
-            for axis in axes[1:]:
-                torch.sub(axis[rows, None], axis[columns], out=step)
-                distances.addcmul_(step, step)
-            distances.sqrt_()
+        for number, axis in enumerate(self.axes):
+            step = steps[: len(axis)] if number else found
+            torch.sub(axis[:, rows, None], axis[:, None, columns], out=step)
+            if number:
+                found[: len(axis)].addcmul_(step, step)
+            else:
+                found.square_()
+        found.sqrt_()
         return found
 
     def centred(
@@ -253,7 +263,7 @@ class _Distances:
 def _row_means(distances: _Distances, unbiased: bool) -> tuple[Tensor, Tensor]:
     """Return what centring subtracts from rows, (S, N), and adds to all, (S, 1)."""
     count = distances.count
-    sums = distances.memory.new_zeros(len(distances.axes), count)
+    sums = distances.memory.new_zeros(distances.sets, count)
     for rows, columns in distances.blocks():
         block = distances.block(rows, columns)
         sums[:, rows] += block.sum(2)
