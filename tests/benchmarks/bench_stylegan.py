@@ -158,7 +158,7 @@ def iteration(dims: int, size: int, channels: tuple[int, ...], r1: bool, path: b
     generator = StyleGenerator(dims, SIZES, size, channels)
     trained = [list(network.discriminator.parameters()), list(generator.parameters())]
     optimizers = [torch.optim.Adam(parameters) for parameters in trained]
-    step = Counted(network, generator, *optimizers, path_length=PathLength())
+    step = Counted(network, generator, *optimizers, path_length=PathLength(), voxel_weight=10.0)
     step.network.train()
     image = torch.empty(2, 1, *[size] * dims)
     kept: list[dict[int, int]] = [{}, {}]
@@ -194,7 +194,7 @@ def networks() -> None:
                 for r1, path in ((False, False), (True, False), (False, True))
             )
             network = DisentangledGAN(dims, SIZES, OUTPUTS, size, channels)
-        mean = plain[0] + (penalised[0] - plain[0]) / 8 + (smooth[0] - plain[0]) / 2
+        mean = plain[0] + (penalised[0] + smooth[0] - 2 * plain[0]) / 8
         parts = (network.generator, network.discriminator)
         millions = ", ".join(f"{sum(p.numel() for p in m.parameters()) / 1e6:.2f}" for m in parts)
         flops = " | ".join(f"{value:.1f}" for value in (plain[0], penalised[0], smooth[0], mean))
