@@ -34,8 +34,8 @@ def gan_step(spatial_dims: int = 2, network_settings: Any = None, **settings: An
     network = DisentangledGAN(
         spatial_dims, SIZES, OUTPUTS, 8, (8, 6), **(network_settings or {"mapping_layers": 2})
     )
-    generator = copy.deepcopy(network.generator)
-    heads = network.discriminator.heads
+    trained = copy.deepcopy(network)
+    generator, judge = trained.generator, trained.discriminator
     settings = {
         "objective": objective(),
         "path_length": PathLength(),
@@ -46,9 +46,9 @@ def gan_step(spatial_dims: int = 2, network_settings: Any = None, **settings: An
     }
     return GanStep(
         network,
-        generator,
-        torch.optim.Adam(network.discriminator.parameters(), 0.002, (0.0, 0.99)),
-        torch.optim.Adam([*generator.parameters(), *heads.parameters()], 0.002, (0.0, 0.99)),
+        trained,
+        torch.optim.Adam(judge.parameters(), 0.002, (0.0, 0.99)),
+        torch.optim.Adam([*generator.parameters(), *judge.heads.parameters()], 0.002, (0.0, 0.99)),
         **settings,
     )
 
@@ -123,10 +123,10 @@ def test_what_each_term_moves(spatial_dims, faithful):
 def test_an_iteration_moves_every_parameter(spatial_dims):
     step = gan_step(spatial_dims)
     before = {name: p.clone() for name, p in step.network.named_parameters()}
-    trained = {name: p.clone() for name, p in step.generator.named_parameters()}
+    trained = {name: p.clone() for name, p in step.trained.named_parameters()}
     engine = trainer(step, [batch(spatial_dims), batch(spatial_dims, seed=1)])
     engine.run()
-    still = {name for name, p in step.generator.named_parameters() if torch.equal(p, trained[name])}
+    still = {name for name, p in step.trained.named_parameters() if torch.equal(p, trained[name])}
     assert not still
     still = {name for name, p in step.network.named_parameters() if torch.equal(p, before[name])}
     assert not still
@@ -206,13 +206,17 @@ def test_running_average():
     step = gan_step(half_life=100)
     start = step.network.generator.constant.detach().clone()
     torch.nn.init.constant_(step.generator.constant, 5.0)
+    bias = step.network.discriminator.encoder.bias.detach().clone()
+    torch.nn.init.constant_(step.discriminator.encoder.bias, 3.0)
     step.generator.mean_code.fill_(3.0)
     step.average(100, iteration=1000)
     torch.testing.assert_close(step.network.generator.constant, (start + 5) / 2)
     assert (step.network.generator.mean_code == 3).all()
+    torch.testing.assert_close(step.network.discriminator.encoder.bias, (bias + 3) / 2)
     step.half_life = 0
     step.average(1, iteration=1)
-    assert torch.equal(step.network.generator.constant, step.generator.constant)
+    for mean, value in zip(step.network.parameters(), step.trained.parameters(), strict=True):
+        assert torch.equal(mean, value)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])

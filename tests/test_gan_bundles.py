@@ -142,7 +142,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(trained, tmp_path):
     run(["train.yaml"], settings | {"run": stop}, spatial_dims)
     saved = torch.load(tmp_path / "models" / "checkpoint.pt", weights_only=True)
     assert saved["epoch"] == 1
-    assert {"generator", "optimizer_d", "loss"} <= saved.keys()
+    assert {"trained", "optimizer_d", "loss"} <= saved.keys()
     run(["train.yaml"], settings, spatial_dims)
     whole = torch.load(root / "models" / "model.pt", weights_only=True)
     resumed = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
@@ -156,8 +156,8 @@ def test_the_published_system_is_one_switch(tmp_path):
     assert step.epoch == 2
     network = flow.parser.get_parsed_content("network")
     assert network.generator.layers == 8
-    generator = flow.parser.get_parsed_content("generator")
-    for mean, value in zip(network.generator.parameters(), generator.parameters(), strict=True):
+    trained = flow.parser.get_parsed_content("trained")
+    for mean, value in zip(network.parameters(), trained.parameters(), strict=True):
         assert torch.equal(mean, value)  # no running average
     dependence = flow.parser.get_parsed_content("dependence")
     assert not dependence.unbiased

@@ -19,7 +19,7 @@ from medvae.losses import (
     generator_loss,
     r1_penalty,
 )
-from medvae.networks import DisentangledGAN, StyleGenerator
+from medvae.networks import DisentangledGAN
 from medvae.networks.style_discriminator import DiscriminatorOutput
 
 __all__ = ["GanEvaluationStep", "GanStep"]
@@ -65,10 +65,11 @@ class GanStep:
     times the interval, from the passes that are made anyway, and in float32.
 
     Args:
-        network: whose discriminator is trained, and whose generator becomes the running average.
-        generator: that is trained; a copy of the network's.
-        optimizer_d: of the discriminator's parameters.
-        optimizer_g: of the generator's parameters and of the discriminator's heads.
+        network: becomes the running average. An averaged generator needs the averaged encoder: with
+            the last one, 3 dB of its reconstructions were lost.
+        trained: a copy of the network.
+        optimizer_d: of the copy's discriminator.
+        optimizer_g: of the copy's generator and of its discriminator's heads.
         objective: of the codes of real images, L_C and L_DC; None: neither.
         path_length: a `medvae.losses.PathLength`; None: none.
         code_weight: of w, lambda_w.
@@ -81,8 +82,8 @@ class GanStep:
         path_weight: of the path length, lambda_PL.
         path_interval: iterations from one path length to the next.
         mixing: probability that the fine layers have another code than the coarse ones.
-        half_life: images after which a generator counts half in the running average, shorter in
-            the beginning; 0: the average is the last generator.
+        half_life: images after which a network counts half in the running average, shorter in the
+            beginning; 0: the average is the last one.
         augment: of what the discriminator sees; None: none.
         autocast: a half precision such as `torch.bfloat16` for the networks' passes.
         faithful: the published objective: F(x) has a gradient in the discriminator's step, and
@@ -92,7 +93,7 @@ class GanStep:
     def __init__(
         self,
         network: DisentangledGAN,
-        generator: StyleGenerator,
+        trained: DisentangledGAN,
         optimizer_d: torch.optim.Optimizer,
         optimizer_g: torch.optim.Optimizer,
         objective: SubspaceLoss | None = None,
@@ -111,8 +112,8 @@ class GanStep:
         autocast: torch.dtype | None = None,
         faithful: bool = False,
     ) -> None:
-        self.network, self.generator = network, generator
-        self.discriminator = network.discriminator
+        self.network, self.trained = network, trained
+        self.generator, self.discriminator = trained.generator, trained.discriminator
         self.optimizer_d, self.optimizer_g = optimizer_d, optimizer_g
         self.objective, self.path_length = objective, path_length
         self.code_weight, self.feature_weight = code_weight, feature_weight
@@ -140,7 +141,7 @@ class GanStep:
         image, iteration = 2 * image - 1, engine.state.iteration
         factors = targets.get("factors")
         self.network.train()
-        self.generator.train()
+        self.trained.train()
         smooth = self.path_length is not None and due(iteration, self.path_interval)
         drawn = self.draw(image, exact=smooth)
         penalised = self.r1_weight > 0 and due(iteration, self.r1_interval)
@@ -243,10 +244,9 @@ class GanStep:
 
     @torch.no_grad()
     def average(self, count: int, iteration: int) -> None:
-        """Move the network's generator towards the trained one, after `count` images a rank."""
-        averaged = self.network.generator
-        move_average(averaged, self.generator, self.half_life, count, iteration)
-        averaged.mean_code.copy_(self.generator.mean_code)
+        """Move the network towards the trained one, after `count` images a rank."""
+        move_average(self.network, self.trained, self.half_life, count, iteration)
+        self.network.generator.mean_code.copy_(self.generator.mean_code)
 
     def _map(self, like: Tensor) -> Tensor:
         z = torch.randn(len(like), self.generator.subspaces.latent_dim, device=like.device)

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import flop_registry
 from medvae.engines import GanStep
 from medvae.engines.gan import Draw
 from medvae.losses import PathLength, discriminator_loss, r1_penalty
-from medvae.networks import DisentangledGAN, StyleDiscriminator, StyleGenerator
+from medvae.networks import DisentangledGAN, StyleDiscriminator
 from medvae.networks.style_layers import ModulatedConv
 
 CASES = (  # spatial_dims, channels, size, batch
@@ -155,10 +155,10 @@ class Counted(GanStep):
 def iteration(dims: int, size: int, channels: tuple[int, ...], r1: bool, path: bool) -> list[float]:
     """Return GFLOP of an iteration, and GB kept for each step's backward pass, of one image."""
     network = DisentangledGAN(dims, SIZES, OUTPUTS, size, channels)
-    generator = StyleGenerator(dims, SIZES, size, channels)
-    trained = [list(network.discriminator.parameters()), list(generator.parameters())]
+    both = (network.discriminator, network.generator)
+    trained = [list(part.parameters()) for part in both]
     optimizers = [torch.optim.Adam(parameters) for parameters in trained]
-    step = Counted(network, generator, *optimizers, path_length=PathLength(), voxel_weight=10.0)
+    step = Counted(network, network, *optimizers, path_length=PathLength(), voxel_weight=10.0)
     step.network.train()
     image = torch.empty(2, 1, *[size] * dims)
     kept: list[dict[int, int]] = [{}, {}]
