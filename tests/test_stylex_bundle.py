@@ -170,6 +170,15 @@ def opened(trained: tuple[Path, int], browser: Any, tmp_path: Path) -> Any:
     return browser
 
 
+def written(path):
+    """Whether a file is whole: the browser makes it before it has written it."""
+    try:
+        json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def test_the_panels_page_in_a_browser(opened, trained, tmp_path):
     js = opened.execute_script
     titles = js("return [...document.querySelectorAll('[role=tab]')].map(t => t.textContent)")
@@ -212,8 +221,7 @@ def test_the_panels_page_in_a_browser(opened, trained, tmp_path):
     assert f"1 of {count}" in state.text
     save.click()
     path = tmp_path / "answers_A_B.json"
-    # the browser makes the file before it has written it
-    assert waited(lambda: path.exists() and path.stat().st_size > 0, 10)
+    assert waited(lambda: written(path), 10)
     saved = json.loads(path.read_text())
     assert saved["answers"][0]["judgement"] == "confounder"
     assert saved["answers"][0]["hypothesis"] == "brighter"
