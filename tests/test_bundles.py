@@ -141,6 +141,26 @@ def run(configs, overrides, workflow_type="train", **kwargs):
     return flow
 
 
+def left_and_resumed(train, settings, root, folder):
+    """What a training that is cut off after an epoch leaves; it goes on to the bits of `root`.
+
+    Args:
+        train: runs train.yaml with the overrides it is given.
+        settings: of the training in `root`, which nobody interrupted.
+        folder: where the other one goes.
+    """
+    trainer = "$@train::trainer.run()"
+    stop = ["$setattr(@train::trainer.state, 'max_epochs', 1)", trainer]
+    settings = settings | {"ckpt_dir": f"{folder}/models", "output_dir": f"{folder}/eval"}
+    train(settings | {"run": stop})
+    left = torch.load(folder / "models" / "checkpoint.pt", weights_only=True)
+    assert left["epoch"] == 1
+    train(settings | {"run": [trainer]})
+    whole, resumed = (torch.load(f / "models/model.pt", weights_only=True) for f in (root, folder))
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    return left
+
+
 @pytest.fixture(scope="module", params=[2, 3])
 def trained(request, tmp_path_factory):
     """A trained bundle root and its number of spatial dimensions."""

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -135,17 +136,10 @@ def inference(root, spatial_dims, tmp_path, **overrides):
 @pytest.mark.parametrize("trained", [3], indirect=True)  # with balance, its memory, and flips
 def test_an_interrupted_training_goes_on_to_the_same_bits(trained, tmp_path):
     root, spatial_dims = trained
-    folders = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
-    settings = training(root, spatial_dims, **folders)
-    stop = ["$setattr(@train::trainer.state, 'max_epochs', 1)", "$@train::trainer.run()"]
-    run(["train.yaml"], settings | {"run": stop})
-    saved = torch.load(tmp_path / "models" / "checkpoint.pt", weights_only=True)
-    assert saved["epoch"] == 1
-    assert any(name.endswith("past") and held.any() for name, held in saved["loss"].items())
-    run(["train.yaml"], settings | {"run": ["$@train::trainer.run()"]})
-    whole = torch.load(root / "models" / "model.pt", weights_only=True)
-    resumed = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
-    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    settings = training(root, spatial_dims)
+    train = partial(run, ["train.yaml"])
+    left = test_bundles.left_and_resumed(train, settings, root, tmp_path)
+    assert any(name.endswith("past") and held.any() for name, held in left["loss"].items())
 
 
 def test_training_images_alone_are_augmented_and_after_the_truth():

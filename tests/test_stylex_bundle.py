@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -317,14 +318,7 @@ def test_metadata():
 @pytest.mark.parametrize("trained", [2], indirect=True)
 def test_an_interrupted_training_goes_on_to_the_same_bits(trained, tmp_path):
     root, spatial_dims = trained
-    folders = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
-    settings = training(root, spatial_dims, **folders)
-    stop = ["$setattr(@train::trainer.state, 'max_epochs', 1)", "$@train::trainer.run()"]
-    run(["train.yaml"], settings | {"run": stop})
-    saved = torch.load(tmp_path / "models" / "checkpoint.pt", weights_only=True)
-    assert saved["epoch"] == 1
-    assert {"trained", "optimizer_d", "loss"} <= saved.keys()
-    run(["train.yaml"], settings | {"run": ["$@train::trainer.run()"]})
-    whole = torch.load(root / "models" / "model.pt", weights_only=True)
-    resumed = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
-    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    settings = training(root, spatial_dims)
+    train = partial(run, ["train.yaml"])
+    left = test_bundles.left_and_resumed(train, settings, root, tmp_path)
+    assert {"trained", "optimizer_d", "loss"} <= left.keys()
