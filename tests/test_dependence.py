@@ -32,8 +32,13 @@ def normal(seed, *shape, dtype=torch.float64):
 
 @pytest.fixture(scope="module")
 def dcor():
-    """The oracle, compiled on import: two processes at once spoil each other's cache."""
-    import dcor
+    """The oracle, as the Python that it is: numba would compile it for a minute, at its import."""
+
+    def as_it_is(*_, **__):
+        return lambda function: function
+
+    with mock.patch.multiple("numba", njit=as_it_is, guvectorize=as_it_is):
+        import dcor
 
     return dcor
 

@@ -85,6 +85,8 @@ def test_training_leaves_model_numbers_and_pictures(trained):
     assert [factor["name"] for factor in saved["factors"]] == ["diagnosis", "scanner"]
     html = (root / "eval" / "report.html").read_text()
     assert ('class="volumes"' in html) == (spatial_dims == 3)
+    for words in ("scanner follows the donor", "diagnosis swapped, scanner kept", "PSNR of"):
+        assert words in html
 
 
 def test_evaluating_again_gives_the_same(trained):

@@ -38,6 +38,7 @@ from medvae.engines.steps import (
     class_probabilities,
 )
 from medvae.engines.stylex import StylexStep
+from medvae.engines.tied import fit_tied_axes, fit_trained_model
 
 __all__ = [
     "BetaChoice",
@@ -70,6 +71,8 @@ __all__ = [
     "classify",
     "factor_scores",
     "finish_run",
+    "fit_tied_axes",
+    "fit_trained_model",
     "given_or_chosen",
     "image_features",
     "log_likelihood",

@@ -175,6 +175,15 @@ def _on_first_rank(action: Any) -> None:
         action()
 
 
+def write_weights(network: nn.Module, path: str | Path) -> None:
+    """Write a network's weights, whole or not at all.
+
+    Raises:
+        CohortError: with the reason.
+    """
+    _write(network.state_dict(), Path(path))
+
+
 def _write(content: Any, path: Path) -> None:
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:

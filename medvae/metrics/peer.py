@@ -18,6 +18,8 @@ from .intervals import folds_by_patient
 __all__ = ["raw_attribute_classifier"]
 
 FOLDS = 5
+TREES = 200
+STAGES = 100
 
 
 def raw_attribute_classifier(
@@ -68,8 +70,8 @@ def raw_attribute_classifier(
 def _candidates(seed: int) -> list[Pipeline]:
     classifiers: list[ClassifierMixin] = [
         *(LogisticRegression(C=strength, max_iter=5000) for strength in (1.0, 0.1, 10.0)),
-        RandomForestClassifier(200, min_samples_leaf=3, random_state=seed),
-        GradientBoostingClassifier(max_depth=2, random_state=seed),
+        RandomForestClassifier(TREES, min_samples_leaf=3, random_state=seed),
+        GradientBoostingClassifier(n_estimators=STAGES, max_depth=2, random_state=seed),
     ]
     return [
         make_pipeline(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medvae.networks.blocks import ConvBlock, init_xavier_uniform
+from medvae.networks.least_squares import LeastSquares
 from medvae.networks.regions import RegionBranch, RegionStatistics
 
 
@@ -61,9 +62,10 @@ class AttriVAE(nn.Module):
             to a structure wherever it lies, as volumes do, with few weights; it needs "BATCH" or no
             normalisation, because normalising each image takes its mean away.
         regions: structures that a branch of the encoder finds, see `RegionBranch`; 0 for none. The
-            axes of the attributes are then read off the structures' moments alone (see
-            `RegionStatistics`), and the flattened output serves the free axes, by fully connected
-            layers that are then batch-normalised.
+            axes of the attributes are then linear in the structures' moments alone (see
+            `RegionStatistics`), at last by least squares (`medvae.engines.fit_tied_axes`), and the
+            flattened output serves the free axes, by fully connected layers that are then
+            batch-normalised.
         region_channels: channels of that branch.
         spacing: of the image's voxels, in which regions are measured: one number for each axis;
             a number or None: the axes are the same.
@@ -136,7 +138,7 @@ class AttriVAE(nn.Module):
             )
             self.statistics = RegionStatistics(self.image_size, _per_axis_mm(spacing, spatial_dims))
             count = regions * self.statistics.count(in_channels, region_channels)
-            self.tied_mean = _tied_head(count, tied)
+            self.tied_mean = LeastSquares(count, tied)
 
         self.head_axes = latent_dim if head_axes is None else head_axes
         head = _mlp([self.head_axes, *head_channels], norm=True)
@@ -171,15 +173,19 @@ class AttriVAE(nn.Module):
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of the posterior, each (B, D), for images (B, C, *S)."""
-        mean, log_var, _ = self._encode(image)
+        mean, log_var, _, _ = self._encode(image)
         return mean, log_var
 
     def find_regions(self, image: Tensor) -> Tensor:
         """Return each structure's share of every voxel, in [0, 1], (B, R, *S)."""
         return self._encode(image)[2].sigmoid()
 
-    def _encode(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, log variance, and the regions' logits."""
+    def region_statistics(self, image: Tensor) -> Tensor:
+        """Return the structures' moments (B, P), which the attributes' axes are linear in."""
+        return self._encode(image)[3]
+
+    def _encode(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mean, log variance, the regions' logits and their moments."""
         features, found = image, image.flatten(1)[:, :0]
         layers: list[Tensor] = []
         for index, block in enumerate(self.encoder):
@@ -190,13 +196,13 @@ class AttriVAE(nn.Module):
         found = self.hidden(self.dropout(torch.cat([features.flatten(1), found], 1)))
         mean, log_var = self.mean(found), self.log_var(found)
         if self.branch is None:
-            return mean, log_var, image[:, :0]
+            return mean, log_var, image[:, :0], mean[:, :0]
         logits, details = self.branch(image, layers)
         # the masks alone teach where a structure is: what serves an attribute may lie elsewhere
         found = logits.detach() if self.training else logits
         share = self.branch.occupancy(found.float())
         statistics = self.statistics(share, image, details)
-        return torch.cat([self.tied_mean(statistics), mean], 1), log_var, logits
+        return torch.cat([self.tied_mean(statistics), mean], 1), log_var, logits, statistics
 
     def decode(self, z: Tensor) -> Tensor:
         """Return images in (0, 1), shape (B, C, *S), for codes (B, D)."""
@@ -208,7 +214,7 @@ class AttriVAE(nn.Module):
 
     def forward(self, image: Tensor) -> AttriVAEOutput:
         """Encode, sample (in training), decode and classify images of shape (B, C, *S)."""
-        mean, log_var, regions = self._encode(image)
+        mean, log_var, regions, _ = self._encode(image)
         z = mean
         if self.training:
             z = mean + torch.exp(0.5 * log_var) * torch.randn_like(mean)
@@ -250,23 +256,6 @@ def _mlp(widths: Sequence[int], norm: bool) -> nn.Sequential:
     for i, o in pairwise(widths):
         layers += [nn.Linear(i, o), *([nn.BatchNorm1d(o)] if norm else []), nn.ReLU()]
     return nn.Sequential(*layers)
-
-
-def _tied_head(count: int, tied: int, hidden: int = 64) -> nn.Module:
-    """Statistics, which have scales of their own, to the means of the attributes' axes."""
-    return nn.Sequential(nn.BatchNorm1d(count), _Residual(count, hidden, tied))
-
-
-class _Residual(nn.Module):
-    """The sum of a linear layer and of a network with one hidden layer."""
-
-    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
-        super().__init__()
-        self.line = nn.Linear(inputs, outputs)
-        self.rest = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.line(x) + self.rest(x)
 
 
 def _check_arguments(

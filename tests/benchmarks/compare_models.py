@@ -46,6 +46,7 @@ ABLATIONS = {
     "ours, no leakage term": ["no_leakage"],
     "ours, no regions": ["no_regions"],
     "ours, no control term": ["no_control"],
+    "ours, axes by steps alone": ["no_fit"],
 }
 # of the published models, which see no copies: until the validation score no longer rises
 EPOCHS = {"acdc": 200, "nodules": 60, "phantoms": 60}

@@ -94,6 +94,11 @@ class Run:
         return self._read(self.results / "manipulation.json", _json)
 
     @cached_property
+    def images(self) -> dict[str, Any] | None:
+        """How a GAN draws, reconstructs and swaps."""
+        return self._read(self.results / "images.json", _json)
+
+    @cached_property
     def history(self) -> dict[str, list[float]] | None:
         """Terms and metrics by epoch."""
         return self._read(self.results / "history.csv", read_history)

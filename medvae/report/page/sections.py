@@ -35,6 +35,7 @@ from medvae.report.page.run import Run, label_of
 from medvae.report.page.scores import metrics_section
 from medvae.report.page.shown import Shown, found_subjects
 from medvae.report.page.styles import styles_section
+from medvae.report.page.swaps import swaps_section
 from medvae.report.page.verdict import in_words, verdict
 from medvae.report.page.volumes import packed_subjects
 
@@ -368,6 +369,7 @@ SECTIONS: tuple[Builder, ...] = (
     metrics_section,
     codes_section,
     leakage_section,
+    swaps_section,
     effects_section,
     styles_section,
     images_section,

@@ -10,6 +10,7 @@ from medvae.report.page.effects import effect_findings
 from medvae.report.page.leakage import leakage_findings
 from medvae.report.page.panel import classifier_findings
 from medvae.report.page.run import Run, label_of
+from medvae.report.page.swaps import swap_findings
 from medvae.report.tables import number
 
 __all__ = ["beyond_chance", "verdict"]
@@ -24,6 +25,8 @@ def verdict(run: Run) -> list[Finding]:
     if metrics is not None:
         for part in (_axes, _gaps, leakage_findings, effect_findings, _classes, _images, _few):
             findings += part(metrics)
+    if run.images is not None:
+        findings += swap_findings(run.images)
     if run.manipulation is not None:
         findings += _obeyed(run.manipulation)
     findings += classifier_findings(run.results)

@@ -1,0 +1,152 @@
+"""Axes that are linear in moments, beside scikit-learn's ridge regression."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.preprocessing import StandardScaler
+
+from medvae.engines import PrepareAttributes, class_probabilities, fit_tied_axes
+from medvae.networks import AttriVAE
+from medvae.networks.least_squares import LeastSquares, Moments
+
+
+def rows(count: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs that go together and differ in scale, and targets, some unknown."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(count, 5)) @ rng.normal(size=(5, 5)) * [1, 100, 0.01, 1, 1] + [
+        0,
+        9,
+        5,
+        0,
+        0,
+    ]
+    x[:, 4] = 3.0  # does not vary
+    y = x[:, :3] @ rng.normal(size=(3, 2)) + rng.normal(size=(count, 2))
+    y[::7, 1] = np.nan
+    return torch.as_tensor(x), torch.as_tensor(y)
+
+
+def moments_of(x: torch.Tensor, y: torch.Tensor, batch: int = 60) -> Moments:
+    found = Moments(x.shape[1], y.shape[1])
+    for part, target in zip(x.split(batch), y.split(batch), strict=True):
+        found.add(part, target)
+    return found
+
+
+@pytest.mark.parametrize("ridge", [1e-6, 1e-3, 0.5])
+@pytest.mark.parametrize("batch", [7, 60])
+def test_equal_to_scikit_learn(ridge: float, batch: int) -> None:
+    x, y = rows()
+    reading = LeastSquares(5, 2).eval()
+    reading.fit(moments_of(x, y, batch), ridge)
+    for k in range(2):
+        known = ~y[:, k].isnan()
+        scaler = StandardScaler().fit(x[known])
+        model = Ridge(alpha=ridge * int(known.sum())).fit(scaler.transform(x[known]), y[known, k])
+        expected = model.predict(scaler.transform(x))
+        np.testing.assert_allclose(
+            reading(x.float())[:, k].detach(), expected, rtol=1e-3, atol=2e-3
+        )
+    assert not reading.line.weight[:, 4].any()
+
+
+def test_what_nothing_is_known_of_is_0() -> None:
+    x, y = rows()
+    y[1:, 0] = torch.nan
+    reading = LeastSquares(5, 2).eval()
+    reading.fit(moments_of(x, y))
+    found = reading(x.float())
+    assert not found[:, 0].any()
+    assert found[:, 1].std() > 0.1
+
+
+def test_single_precision_under_autocast() -> None:
+    x, y = rows()
+    reading = LeastSquares(5, 2).eval()
+    reading.fit(moments_of(x, y))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = reading(x.float())
+    assert torch.equal(half, reading(x.float()))
+
+
+class _Scaler:
+    names = ("area",)
+
+    def transform(self, values: torch.Tensor) -> torch.Tensor:
+        return (values - 25) / 15
+
+
+def _small(**options: Any) -> AttriVAE:
+    return AttriVAE(
+        2,
+        image_size=16,
+        latent_dim=3,
+        channels=(4, 8),
+        strides=(2, 2),
+        attribute_names=("area",),
+        regions=1,
+        region_channels=4,
+        dropout=0.5,
+        **options,
+    )
+
+
+def test_a_network_is_fitted_as_it_evaluates_and_left_in_its_mode() -> None:
+    torch.manual_seed(0)
+    vae = _small()
+    vae(torch.rand(8, 1, 16, 16))  # running statistics that are not those of a batch
+    images = torch.rand(24, 1, 16, 16) * torch.rand(24, 1, 1, 1)
+    batches = [
+        {"image": images[i : i + 8], "area": 50 * images[i : i + 8].mean((1, 2, 3))}
+        for i in (0, 8, 16)
+    ]
+    fit_tied_axes(vae, batches, PrepareAttributes(_Scaler(), label=False))
+    assert vae.training
+    vae.eval()
+    statistics = vae.region_statistics(images)
+    area = (50 * images.mean((1, 2, 3)) - 25) / 15
+    moments = moments_of(statistics, area[:, None])
+    slopes, intercepts = moments.solve(1e-3)
+    expected = statistics.double() @ slopes.T + intercepts
+    torch.testing.assert_close(
+        vae.encode(images)[0][:, :1].double(), expected, rtol=1e-3, atol=1e-3
+    )
+    assert torch.corrcoef(torch.stack([vae.encode(images)[0][:, 0], area]))[0, 1] > 0.9
+    plain = AttriVAE(2, image_size=16, latent_dim=3, channels=(4,), strides=(2,))
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    fit_tied_axes(plain, batches, PrepareAttributes(_Scaler(), label=False))
+    assert all(torch.equal(before[name], value) for name, value in plain.state_dict().items())
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_linear_head_on_these_axes_is_fitted_too(classes: int) -> None:
+    """Its probabilities are a logistic regression's; one with hidden layers stays as it is."""
+    torch.manual_seed(0)
+    images = torch.rand(60, 1, 16, 16) * torch.rand(60, 1, 1, 1)
+    area = 50 * images.mean((1, 2, 3))
+    label = (area > 8).long() + (area > 16).long() * (classes > 1)
+    label[::5] = -1
+    batches = [{"image": images, "area": area, "label": label}]
+    for hidden in ((), (4,)):
+        vae = _small(num_classes=classes, head_axes=1, head_channels=hidden)
+        before = [p.clone() for p in vae.head.parameters()]
+        fit_tied_axes(vae, batches, PrepareAttributes(_Scaler()))
+        after = list(vae.head.parameters())
+        changed = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+        assert not any(changed) if hidden else all(changed)
+    vae = _small(num_classes=classes, head_axes=1, head_channels=())
+    fit_tied_axes(vae, batches, PrepareAttributes(_Scaler()))
+    vae.eval()
+    codes = vae.encode(images)[0]
+    known = label >= 0
+    model = LogisticRegression(C=1e3 / int(known.sum()), max_iter=5000)
+    model.fit(codes[known, :1].detach().numpy(), label[known].numpy())
+    expected = model.predict_proba(codes[:, :1].detach().numpy())
+    found = class_probabilities(vae.classify(codes)).detach()
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert (found.argmax(1) == label)[known].float().mean() > 0.8
