@@ -258,9 +258,13 @@ def test_the_branch_finds_a_region_and_reads_an_attribute_off_it():
     vae.eval()
     moments = Moments(vae.tied_mean.line.in_features, 1)
     moments.add(vae.region_statistics(image), area[:, None])
+    steps = vae.encode(image)[0][:, 0].detach()
     vae.tied_mean.fit(moments)
+    with torch.no_grad():
+        fitted = vae.encode(image)[0][:, 0]
+    assert (fitted - area).square().mean() < (steps - area).square().mean()
     others, area = discs(64)
     with torch.no_grad():
         read, found = vae.encode(others)[0][:, 0], vae.find_regions(others)
-    assert torch.corrcoef(torch.stack([read, area]))[0, 1] > 0.99
+    assert torch.corrcoef(torch.stack([read, area]))[0, 1] > 0.95
     assert torch.corrcoef(torch.stack([found.sum((1, 2, 3)), area]))[0, 1] > 0.99
