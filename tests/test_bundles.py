@@ -456,7 +456,7 @@ def test_regions_from_training_to_inference(root3d, tmp_path, mask_labels):
     )
     train = (truth["split"] == "train").to_numpy()
     found = np.corrcoef(predictions["z0"][train], truth["true_lv_intensity_mean"][train])[0, 1]
-    assert found > 0.9  # two epochs of steps alone are far from it
+    assert found > 0.8  # two epochs of steps alone are far from it
     overrides = tiny(root3d) | folders | regions | {"output_dir": str(tmp_path / "i")}
     run([CONFIGS / "inference.yaml"], overrides, "infer")
     table = pd.read_csv(tmp_path / "i" / "predictions.csv")
