@@ -43,8 +43,10 @@ from medvae.report.page.latent import r2_chance_p95, shared
 from medvae.report.page.packing import packed_below
 from medvae.report.page.run import label_of
 from medvae.report.page.scores import Score, all_scores
-from medvae.report.page.verdict import beyond_chance, verdict
+from medvae.report.page.swaps import swap_findings
+from medvae.report.page.verdict import verdict
 from medvae.report.page.volumes import volume_colours
+from medvae.report.page.words import beyond_chance
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 
@@ -291,6 +293,26 @@ def test_runs_of_other_systems_compare_by_scores_of_their_own():
 
 def test_nothing_is_said_against_an_effect_without_doubts():
     assert {f.status for f in effect_findings(effects())} == {"beyond"}
+
+
+def test_swaps_in_words():
+    """A share whose interval holds the chance level is not beyond it; what no image tells, left."""
+    known = {"value": 0.8, "low": 0.7, "high": 0.9, "chance": 0.5}
+    swaps = {
+        "walls": {"follows": known, "keeps": {"scanner": known | {"low": 0.45}}},
+        "scanner": {"follows": known | {"low": 0.4}, "keeps": {"walls": known}},
+        "side": {"follows": dict.fromkeys(known), "keeps": {}},
+    }
+    found = swap_findings({"swaps": swaps})
+    assert [f.status for f in found] == ["beyond", "short", "beyond", "short"]
+    words = [" ".join(f.items) for f in found]
+    assert [w.split(" 0.80")[0] for w in words] == [
+        "walls",
+        "scanner",
+        "walls when scanner is swapped",
+        "scanner when walls is swapped",
+    ]
+    assert all("chance 0.50" in w for w in words)
 
 
 def test_names_are_escaped(copied):

@@ -17,7 +17,6 @@ from medvae.engines.checkpoint import write_weights
 from medvae.engines.steps import PrepareAttributes
 from medvae.networks import load_weights
 from medvae.networks.attri_vae import AttriVAE
-from medvae.networks.least_squares import Moments
 
 __all__ = ["fit_tied_axes", "fit_trained_model"]
 
@@ -43,30 +42,26 @@ def fit_tied_axes(
         prepare_batch: as in training; gives the scaled attributes.
         device: of the network.
         passes: over the data, whose transforms may be random.
-        ridge: see `medvae.networks.least_squares.Moments.solve`.
+        ridge: see `medvae.networks.least_squares.LeastSquares.fit`.
     """
     network = getattr(network, "module", network)
     assert isinstance(network, AttriVAE)
     if network.branch is None:
         return
-    line = network.tied_mean.line
-    moments = Moments(line.in_features, line.out_features)
-    rows, labels = [], []
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
     training = network.training
     network.eval()
     for _ in range(passes):
         for batch in data:
             image, targets = prepare_batch(batch, device)
-            statistics = network.region_statistics(image)
-            moments.add(statistics, targets["attributes"])
-            if "label" in targets:
-                known = targets["label"] >= 0
-                rows.append(statistics[known])
-                labels.append(targets["label"][known])
-    network.tied_mean.fit(moments, ridge)
-    if labels and network.head is not None and network.head_axes <= line.out_features:
-        codes = network.tied_mean(torch.cat(rows))[:, : network.head_axes]
-        _fit_head(network.head, codes, torch.cat(labels), ridge)
+            unknown = torch.full((len(image),), -1, device=image.device)
+            parts = targets["attributes"], targets.get("label", unknown)
+            found.append((network.region_statistics(image), *parts))
+    statistics, attributes, labels = (torch.cat(part) for part in zip(*found, strict=True))
+    network.tied_mean.fit(statistics, attributes, ridge)
+    if network.head is not None and network.head_axes <= attributes.shape[1]:
+        codes = network.tied_mean(statistics)[:, : network.head_axes]
+        _fit_head(network.head, codes[labels >= 0], labels[labels >= 0], ridge)
     network.train(training)
 
 

@@ -2,76 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-__all__ = ["LeastSquares", "Moments"]
-
-
-class Moments:
-    """Sums over rows of inputs x (N, P) and targets y (N, K), from which regressions follow.
-
-    Added up in double precision, for each target over the rows where it is known; rows come in
-    batches.
-
-    Args:
-        inputs: P.
-        targets: K.
-    """
-
-    def __init__(self, inputs: int, targets: int) -> None:
-        self.products = torch.zeros(targets, inputs + 2, inputs + 2, dtype=torch.float64)
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add rows; NaN in y marks what is missing."""
-        x, y = x.detach().double().cpu(), y.detach().double().cpu()
-        for sums, column in zip(self.products, y.unbind(1), strict=True):
-            known = ~column.isnan()
-            rows = torch.cat([torch.ones(len(x), 1), x, column.unsqueeze(1)], 1)[known]
-            sums += rows.T @ rows
-
-    @property
-    def mean(self) -> Tensor:
-        """Means of the inputs (P,) over the rows of the target that most is known of."""
-        sums = self._fullest
-        return sums[0, 1:-1] / sums[0, 0]
-
-    @property
-    def variance(self) -> Tensor:
-        """Their variances (P,)."""
-        sums = self._fullest
-        return (sums.diagonal()[1:-1] / sums[0, 0] - self.mean.square()).clamp_min(0)
-
-    @property
-    def _fullest(self) -> Tensor:
-        return self.products[self.products[:, 0, 0].argmax()]
-
-    def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
-        r"""Return slopes (K, P) and intercepts (K,) of the regressions.
-
-        .. math:: \min_w \operatorname{mean}_i (y_i - w^\top\tilde x_i)^2 + \lambda |w|^2
-
-        with standardised inputs :math:`\tilde x` (Hoerl and Kennard 1970). An input that does not
-        vary has slope 0; so has every input of a target that is known of fewer than two rows.
-        """
-        targets, inputs = len(self.products), self.products.shape[1] - 2
-        slopes = torch.zeros(targets, inputs, dtype=torch.float64)
-        intercepts = torch.zeros(targets, dtype=torch.float64)
-        for k, sums in enumerate(self.products):
-            count = sums[0, 0]
-            if count < 2:
-                continue
-            mean = sums[0] / count
-            covariance = sums / count - torch.outer(mean, mean)
-            x, y = slice(1, -1), -1
-            scale = covariance.diagonal()[x].clamp_min(0).sqrt()
-            varies = scale > 1e-5 * (mean[x].abs() + 1e-3)  # less is what float32 rounds
-            scale = torch.where(varies, scale, torch.inf)
-            correlation = covariance[x, x] / torch.outer(scale, scale)
-            correlation += torch.diag(torch.where(varies, ridge, 1.0))
-            slopes[k] = torch.linalg.solve(correlation, covariance[x, y] / scale) / scale
-            intercepts[k] = mean[y] - slopes[k] @ mean[x]
-        return slopes, intercepts
+__all__ = ["LeastSquares"]
 
 
 class LeastSquares(nn.Module):
@@ -108,17 +45,37 @@ class LeastSquares(nn.Module):
 
     @torch.jit.unused
     @torch.no_grad()
-    def fit(self, moments: Moments, ridge: float = 1e-3) -> None:
-        """Take the regressions that moments (of the inputs in evaluation mode) give."""
-        mean, slopes, intercepts = moments.mean, *moments.solve(ridge)
-        nn.init.ones_(self.norm.weight)
-        nn.init.zeros_(self.norm.bias)
-        variance = moments.variance
+    def fit(self, x: Tensor, y: Tensor, ridge: float = 1e-3) -> None:
+        r"""Solve for the line, and leave out the hidden layer.
+
+        .. math:: \min_w \operatorname{mean}_i (y_i - w^\top\tilde x_i)^2 + \lambda |w|^2
+
+        for each output over the rows where it is known, with standardised inputs
+        :math:`\tilde x` (Hoerl and Kennard 1970). An input that does not vary has slope 0; so has
+        every input of an output that is known of fewer than two rows.
+
+        Args:
+            x: inputs (N, P), as they are in evaluation mode.
+            y: outputs (N, K), NaN where missing.
+            ridge: the penalty lambda.
+        """
+        rows, wanted = (part.detach().double().cpu().numpy() for part in (x, y))
+        scaler = StandardScaler().fit(rows)
+        # what varies less is what single precision rounds
+        varies = np.sqrt(scaler.var_) > 1e-5 * (np.abs(scaler.mean_) + 1e-3)
+        rows = scaler.transform(rows) * varies
         assert self.norm.running_mean is not None
         assert self.norm.running_var is not None
-        self.norm.running_mean.copy_(mean)
-        self.norm.running_var.copy_(variance)
-        self.line.weight.copy_(slopes * (variance + self.norm.eps).sqrt())
-        self.line.bias.copy_(intercepts + slopes @ mean)
-        for parameter in self.rest[-1].parameters():
+        self.norm.running_mean.copy_(torch.from_numpy(scaler.mean_))
+        self.norm.running_var.copy_(torch.from_numpy(scaler.var_))
+        nn.init.ones_(self.norm.weight)
+        nn.init.zeros_(self.norm.bias)
+        own_scale = np.sqrt(scaler.var_ + self.norm.eps) / scaler.scale_
+        for parameter in (*self.line.parameters(), *self.rest[-1].parameters()):
             nn.init.zeros_(parameter)
+        for k, column in enumerate(wanted.T):
+            known = ~np.isnan(column)
+            if known.sum() > 1:
+                model = Ridge(alpha=ridge * known.sum()).fit(rows[known], column[known])
+                self.line.weight[k] = torch.from_numpy(model.coef_ * own_scale)
+                self.line.bias[k] = float(model.intercept_)

@@ -9,7 +9,7 @@ from medvae.report.page import figures
 from medvae.report.page.blocks import Absent, Block, Note, Picture, Section, Table
 from medvae.report.page.figures import Interval
 from medvae.report.page.run import Run, label_of
-from medvae.report.page.verdict import beyond_chance
+from medvae.report.page.words import beyond_chance
 from medvae.report.tables import number
 
 __all__ = ["Score", "all_scores", "metrics_section"]

@@ -36,8 +36,9 @@ from medvae.report.page.scores import metrics_section
 from medvae.report.page.shown import Shown, found_subjects
 from medvae.report.page.styles import styles_section
 from medvae.report.page.swaps import swaps_section
-from medvae.report.page.verdict import in_words, verdict
+from medvae.report.page.verdict import verdict
 from medvae.report.page.volumes import packed_subjects
+from medvae.report.page.words import in_words
 
 __all__ = ["SECTIONS", "report_page", "write_report"]
 

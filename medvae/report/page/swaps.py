@@ -7,6 +7,7 @@ from typing import Any
 
 from medvae.report.page.blocks import Block, Finding, Picture, Section, Table
 from medvae.report.page.run import Run
+from medvae.report.page.words import beyond_chance, in_words
 from medvae.report.tables import number
 
 __all__ = ["swap_findings", "swaps_section"]
@@ -79,29 +80,22 @@ def _quality(images: Mapping[str, Any]) -> Table:
 
 
 def swap_findings(images: Mapping[str, Any]) -> list[Finding]:
-    """Return in words which swaps are followed, and what else they change, beyond chance."""
-    told: dict[bool, list[str]] = {True: [], False: []}
-    kept: dict[bool, list[str]] = {True: [], False: []}
-    for name, found in images["swaps"].items():
-        _sort(told, name, found["follows"])
-        for other, entry in found["keeps"].items():
-            _sort(kept, f"{other} when {name} is swapped", entry)
-    findings = []
-    if told[True]:
-        findings.append(Finding("beyond", "Swapped factors follow the donor:", told[True]))
-    if told[False]:
-        findings.append(Finding("short", "Swapped in vain, no better than chance:", told[False]))
-    if kept[True]:
-        findings.append(Finding("beyond", "Kept when another is swapped:", kept[True]))
-    if kept[False]:
-        text = "Not told from chance when another is swapped:"
-        findings.append(Finding("short", text, kept[False]))
-    return findings
+    """Return in words which swaps are followed, and what they leave as it was, beyond chance."""
+    followed = {name: found["follows"] for name, found in images["swaps"].items()}
+    kept = {
+        f"{other} when {name} is swapped": entry
+        for name, found in images["swaps"].items()
+        for other, entry in found["keeps"].items()
+    }
+    return [
+        *_told(followed, "Swapped factors follow the donor:", "Swapped in vain, as by chance:"),
+        *_told(kept, "Kept when another is swapped:", "No longer told from chance:"),
+    ]
 
 
-def _sort(where: dict[bool, list[str]], name: str, entry: Mapping[str, Any]) -> None:
-    if entry["value"] is None:
-        return
-    bound = entry["value"] if entry.get("low") is None else entry["low"]
-    words = f"{name} {number(entry['value'])} (chance {number(entry['chance'])})"
-    where[bound > entry["chance"]].append(words)
+def _told(entries: Mapping[str, Mapping[str, Any]], yes: str, no: str) -> list[Finding]:
+    found: dict[bool | None, list[str]] = {True: [], False: [], None: []}
+    for name, entry in entries.items():
+        found[beyond_chance(entry)].append(f"{name} {in_words(entry)}")
+    findings = [Finding("beyond", yes, found[True]), Finding("short", no, found[False])]
+    return [finding for finding in findings if finding.items]
