@@ -19,7 +19,7 @@ def rows(count: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(count, 5)) @ rng.normal(size=(5, 5)) * [1, 100, 1e-4, 1, 1]
     x += [0, 9, 0.05, 0, 0]
-    x[:, 4] = 3.0  # does not vary
+    x[:, 4] = 3 + 1e-8 * rng.normal(size=count)  # varies as single precision rounds
     y = x[:, :3] @ rng.normal(size=(3, 2)) + rng.normal(size=(count, 2))
     y[::7, 1] = np.nan
     return torch.as_tensor(x), torch.as_tensor(y)
