@@ -48,7 +48,7 @@ def _judged(swaps: Mapping[str, Any]) -> Table:
             for other, entry in found["keeps"].items()
         ]
         for who, entries in found["references"].items():
-            rows.append([f"{name} of the {who} image, unswapped", *_cells(entries[name])])
+            rows.append([f"{name}, unswapped: {who}", *_cells(entries[name])])
     header = ["what the judge sees", "share", "95 %", "chance", "images"]
     return Table(header, rows, "Judged by a classifier of its own", f"Chance: {LUCK}.")
 
