@@ -193,10 +193,8 @@ class GanStep:
         if self._reconstructs(drawn):
             with self._precision(image), torch.set_grad_enabled(self.voxel_weight > 0):
                 again = self.generator.synthesis(real.codes)
-            with self._precision(image):
-                features = self.discriminator.features(change(again.detach()))
             target = real.features if self.faithful else real.features.detach()
-            terms["features"] = self.feature_weight * _mean_square(features, target)
+            terms |= self._feature_term(again.detach(), change, target)
             terms |= self._voxel_term(again, image)
         logged: Terms = {}
         if self.objective is not None and factors is not None:
@@ -230,8 +228,7 @@ class GanStep:
         if self._reconstructs(drawn):
             with self._precision(image):
                 again = self.generator.synthesis(real.codes)
-                features = self.discriminator.features(change(again))
-            terms["features"] = self.feature_weight * _mean_square(features, real.features)
+            terms |= self._feature_term(again, change, real.features)
             terms |= self._voxel_term(again, image)
         if self.objective is not None and factors is not None:
             logits = self.discriminator.heads(real.codes.float())
@@ -256,6 +253,15 @@ class GanStep:
         if drawn.single is None:
             return {}
         return {"codes": self.code_weight * _mean_square(fake.codes, drawn.single.detach())}
+
+    def _feature_term(
+        self, again: Tensor, change: Callable[[Tensor], Tensor], target: Tensor
+    ) -> Terms:
+        if self.feature_weight == 0:
+            return {}
+        with self._precision(again):
+            features = self.discriminator.features(change(again))
+        return {"features": self.feature_weight * _mean_square(features, target)}
 
     def _voxel_term(self, again: Tensor, image: Tensor) -> Terms:
         if self.voxel_weight == 0:
