@@ -57,7 +57,7 @@ def quality_report(
 
     Args:
         network: trained.
-        train: the subjects that the external classifier of the treatment learns from.
+        train: the subjects whose images the external classifier of the treatment learns from.
         test: those that are judged.
         region: where a change is expected, (N, *S); None leaves its share out.
         patients: of the test subjects.
@@ -70,7 +70,9 @@ def quality_report(
         A dict that json can write: ``composition`` (image against reconstruction, after 1 and 3
         passes), ``reversibility`` (image against there and back), ``effectiveness`` (balanced
         accuracy of the classifier on real images, reconstructions and counterfactuals, of the arm
-        that each should show; chance 1 / T), ``realism`` (see `realism_report`), ``minimality``
+        that each should show; chance 1 / T; where reconstructions do worse than real images, what
+        the network draws is not what the classifier knows), ``realism`` (see `realism_report`),
+        ``minimality``
         (change, and the share of it outside the region).
     """
     own, target = test.treatment, (test.treatment + 1) % network.treatments
@@ -118,9 +120,10 @@ def _judged(
     device: str | torch.device,
 ) -> dict[str, Any]:
     """Effectiveness and realism by a classifier that shares nothing with the network."""
-    versions = [train.outcome, decoded(network, train, train.treatment, device)]
+    # real images alone: of reconstructions it would learn how the decoder marks each arm, and
+    # find the mark again in counterfactuals that look like no image of that arm
     judge = train_classifier(
-        versions,
+        [train.outcome],
         {"treatment": train.treatment},
         steps=steps,
         seed=seed,

@@ -23,8 +23,8 @@ PARTS = {
 MEANINGS = {
     "composition": "decoded under the own arm, nothing is changed: error per voxel",
     "reversibility": "there and back: error per voxel",
-    "effectiveness": "balanced accuracy of a classifier that shares nothing with the model, of the "
-    "arm that each image should show",
+    "effectiveness": "balanced accuracy of a classifier of real images, which shares nothing with "
+    "the model, of the arm that each image should show",
     "realism": "KID to real images, in that classifier's features",
     "minimality": "mean change per voxel",
 }
@@ -188,7 +188,8 @@ def _doubts(metrics: Mapping[str, Any]) -> Iterator[Finding]:
         obeyed = found["counterfactual"] >= halfway and found["real"] > found["chance"]
         yield Finding(
             "beyond" if obeyed else "short",
-            "An external classifier sees the arm that was asked for in counterfactuals with "
+            "A classifier of real images sees the arm that was asked for in counterfactuals with "
             f"balanced accuracy {number(found['counterfactual'])} (real images "
-            f"{number(found['real'])}; chance {number(found['chance'])}).",
+            f"{number(found['real'])}, reconstructions {number(found['reconstruction'])}; chance "
+            f"{number(found['chance'])}).",
         )
