@@ -83,6 +83,48 @@ def test_a_wall_grows_by_millimetres_into_what_it_may():
     assert (change[0, 2:4, 4:8, 4:8].abs() > 0.02).any()
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_wall_that_grows_grows_in_the_mask_as_well_and_the_control_mask_stays(dims):
+    spacing = [1.0, 2.0, 1.5][:dims]
+    given = {arm: item(arm, dims) for arm in (0, 1)}
+    before = given[0]["mask"].as_tensor().clone()
+    before[0, :3] = 3  # what it may not grow into
+    before[(0, *[slice(6, 8)] * dims)] = 1  # a second label of the structure
+    for each in given.values():
+        each["mask"] = MetaTensor(before)
+    options = {"labels": [1, 2], "into": [0]}
+    effect = KnownEffectd("image", "dilation", 2.0, spacing, **options)
+    treated, control = effect(given[1]), effect(given[0])
+    for found in (treated, control):
+        assert torch.equal(found["control_mask"], before)
+        assert isinstance(found["mask"], MetaTensor)
+    assert torch.equal(control["mask"], before)
+    outside = ~np.isin(before[0].numpy(), [1, 2])
+    distance = distance_transform_edt(outside, spacing)
+    grown = outside & (distance <= 2) & (before[0].numpy() == 0)
+    changed = (treated["mask"] != before)[0].numpy()
+    np.testing.assert_array_equal(changed, grown)
+    labels = treated["mask"][0].numpy()
+    assert set(labels[grown]) == {1, 2}
+    to_each = [distance_transform_edt(before[0].numpy() != n, spacing) for n in (1, 2)]
+    closer = (labels - 1).astype(int)[grown]  # 0 where label 1 was given
+    to_given = np.where(closer == 0, to_each[0][grown], to_each[1][grown])
+    np.testing.assert_allclose(to_given, distance[grown])
+    # what is drawn is what the mask says: half a voxel's blur apart
+    drawn = (treated["image"] - treated["counterfactual"])[0].abs().numpy() > 1e-6
+    assert not drawn[distance > 2 + 3 * max(spacing)].any()
+
+
+def test_only_operations_that_read_a_mask_need_one():
+    assert intensity().needs_mask
+    assert KnownEffectd("image", "dilation", 1.0, 1.0).needs_mask
+    thick = KnownEffectd("image", "slice_thickness", 5.0, 1.0)
+    assert not thick.needs_mask
+    given = item()
+    del given["mask"]
+    assert {"image", "counterfactual"} == thick(given).keys() - {"treatment"}
+
+
 def test_what_a_known_effect_needs_is_said():
     with pytest.raises(ValueError, match="expected one of"):
         KnownEffectd("image", "melting", 1.0, 1.0)

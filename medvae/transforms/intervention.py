@@ -23,7 +23,9 @@ PER_SD = 2 * sqrt(2 * log(2))  # full width at half maximum of a Gaussian
 class KnownEffectd(MapTransform):
     """Apply an operation to images of arm 1, and keep what the other arm would have looked like.
 
-    After preprocessing: the image (C, *S) and the mask are on one grid. The operations, with
+    After preprocessing: the image (C, *S) and the mask are on one grid. An operation that moves
+    the mask's structures moves them in the mask, too, and keeps the mask of arm 0 beside it: a
+    region in which effects are averaged must not depend on the arm. The operations, with
     `amount` in the unit that is given:
 
     - `slice_thickness`: millimetres. The last axis is blurred to slices of that thickness (a
@@ -31,7 +33,8 @@ class KnownEffectd(MapTransform):
       what a thick-slice protocol does to a thin-slice scan.
     - `intensity`: added to the image inside the mask, faded over about a voxel; negative darkens.
     - `dilation`: millimetres. The mask's structure grows into `into` (or any neighbour) by that
-      much, by a tissue of the structure's own mean intensity: a thicker wall.
+      much, by a tissue of the structure's own mean intensity: a thicker wall. In the mask, what
+      is grown has the label of the structure's nearest voxel.
 
     Args:
         keys: of the image, overwritten.
@@ -40,9 +43,13 @@ class KnownEffectd(MapTransform):
         spacing_mm: of the grid, one number or one for each axis.
         labels: the mask's values of the structure; None: all but 0.
         into: the mask's values that a dilation may take over; None: all.
-        mask_key: key of the mask (1, *S).
+        mask_key: key of the mask (1, *S), overwritten by a dilation.
         treatment_key: key of the arm, 0 or 1.
         counterfactual_key: receives the image of the other arm.
+        control_mask_key: receives the mask of arm 0, by a dilation.
+
+    Attributes:
+        needs_mask: whether the operation reads the mask.
 
     Raises:
         ValueError: for an unknown operation.
@@ -59,6 +66,7 @@ class KnownEffectd(MapTransform):
         mask_key: str = "mask",
         treatment_key: str = "treatment",
         counterfactual_key: str = "counterfactual",
+        control_mask_key: str = "control_mask",
     ) -> None:
         super().__init__(keys)
         if operation not in get_args(Operation):
@@ -66,10 +74,11 @@ class KnownEffectd(MapTransform):
         self.operation, self.amount, self.spacing_mm = operation, amount, spacing_mm
         self.labels, self.into = labels, into
         self.mask_key, self.treatment_key = mask_key, treatment_key
-        self.counterfactual_key = counterfactual_key
+        self.counterfactual_key, self.control_mask_key = counterfactual_key, control_mask_key
+        self.needs_mask = operation != "slice_thickness"
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item with the image of its arm, and that of the other.
+        """Return the item with the image and the mask of its arm, and the image of the other.
 
         Raises:
             ValueError: if the arm is not 0 or 1.
@@ -83,9 +92,10 @@ class KnownEffectd(MapTransform):
         changed = self.changed(plain, item.get(self.mask_key))
         arms = [plain, changed]
         for key, voxels in ((self.keys[0], arms[arm]), (self.counterfactual_key, arms[1 - arm])):
-            found = image.clone()
-            found[...] = voxels
-            item[key] = found
+            item[key] = _like(image, voxels)
+        if self.operation == "dilation":
+            mask = item[self.control_mask_key] = item[self.mask_key]
+            item[self.mask_key] = _like(mask, self._dilated(mask) if arm else mask)
         return item
 
     def changed(self, image: Tensor, mask: Any = None) -> Tensor:
@@ -98,12 +108,18 @@ class KnownEffectd(MapTransform):
         structure = inside(labels, self.labels)
         if self.operation == "intensity":
             return image + self.amount * _smooth(structure.float(), [0.5] * (image.dim() - 1))
-        grown = self._grown(structure)
-        if self.into is not None:
-            grown &= inside(labels, self.into)
         level = image[structure.expand_as(image)].mean() if structure.any() else image.new_zeros(())
-        share = _smooth((grown & ~structure).float(), [0.5] * (image.dim() - 1))
+        grown = self._dilated(labels) != labels
+        share = _smooth(grown.float(), [0.5] * (image.dim() - 1))
         return torch.lerp(image, level.expand_as(image), share.expand_as(image))
+
+    def _dilated(self, mask: Tensor) -> Tensor:
+        """Return the mask (1, *S) with the structure grown."""
+        labels = torch.as_tensor(mask).as_subclass(Tensor)
+        structure = inside(labels, self.labels)
+        free = ~structure if self.into is None else ~structure & inside(labels, self.into)
+        grown = self._grown(labels * structure)
+        return torch.where(free & (grown != 0), grown, labels)
 
     def _spacing(self, dims: int) -> list[float]:
         given = self.spacing_mm
@@ -122,25 +138,33 @@ class KnownEffectd(MapTransform):
         return back.reshape(image.shape)
 
     def _grown(self, structure: Tensor) -> Tensor:
-        """Voxels within the amount of the structure."""
+        """Give voxels within the amount of a structure (1, *S) the nearest label, from 0."""
         dims = structure.dim() - 1
         spacing = self._spacing(dims)
         reach = [int(self.amount // step) for step in spacing]
         grown = structure.clone()
         offsets = torch.cartesian_prod(*(torch.arange(-r, r + 1) for r in reach))
         near = (offsets.reshape(-1, dims) * torch.tensor(spacing)).square().sum(1).sqrt()
-        for offset in offsets.reshape(-1, dims)[near <= self.amount].tolist():
-            grown |= _shifted(structure, offset)
+        order = near.argsort(stable=True)
+        for offset in offsets.reshape(-1, dims)[order[near[order] <= self.amount]].tolist():
+            grown = torch.where(grown == 0, _shifted(structure, offset), grown)
         return grown
 
 
 def _shifted(structure: Tensor, offset: Sequence[int]) -> Tensor:
-    """Move booleans (1, *S) by an offset; what enters from beyond the edge is False."""
+    """Move labels (1, *S) by an offset; what enters from beyond the edge is 0."""
     pads = [pad for step in reversed(offset) for pad in (max(step, 0), max(-step, 0))]
     padded = F.pad(structure, pads)
     for axis, (step, size) in enumerate(zip(offset, structure.shape[1:], strict=True), 1):
         padded = padded.narrow(axis, max(-step, 0), size)
     return padded
+
+
+def _like(given: Any, voxels: Tensor) -> Any:
+    """Return a copy with other voxels, and what else it carries."""
+    found = given.clone()
+    found[...] = voxels
+    return found
 
 
 def _smooth(image: Tensor, sd: Sequence[float]) -> Tensor:
