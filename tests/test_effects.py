@@ -1,5 +1,7 @@
 """Metrics of effects against truth, closed forms and brute force."""
 
+import json
+
 import numpy as np
 import pytest
 from known_effects import infants, tabular
@@ -185,6 +187,44 @@ def test_an_effect_is_reported_apart_inside_and_outside_the_overlap():
     assert report["outside"]["ate"] == 5
     assert report["e_value"] == e_value(2.0, 1.0)
     assert effect_report(effects, n_resamples=2)["outside"] == {"subjects": 0}
+
+
+def test_subjects_whose_effect_is_not_defined_are_counted_and_left_out():
+    report = effect_report([1, 2, 3, np.nan], spread=1, n_resamples=20)
+    assert report["undefined"] == 1
+    assert report["all"] == effect_report([1, 2, 3], n_resamples=20)["all"]
+    assert report["e_value"] == e_value(2.0, 1.0)
+    json.dumps(report, allow_nan=False)
+    outside = [False, True, False, True]
+    report = effect_report([1, 2, 3, np.nan], [0, 2, np.nan, 1], outside, n_resamples=20)
+    assert report["undefined"] == 2
+    assert report["outside"]["pehe"] == 0
+    assert (report["all"]["subjects"], report["all"]["true_ate"]) == (2, 1)
+    nobody = effect_report([np.nan], spread=1.0)
+    assert nobody["undefined"] == 1
+    assert nobody["all"] == {"subjects": 0}
+    assert "e_value" not in nobody
+
+
+@pytest.mark.parametrize("estimate", [regression, t_learner])
+def test_effects_of_some_subjects_are_theirs_among_all(estimate):
+    outcome, treatment, x, *_ = given(n=200)
+    every = estimate(outcome, treatment, x)
+    np.testing.assert_allclose(estimate(outcome, treatment, x, at=x[50:60]), every[50:60])
+    assert estimate(outcome[:, 0], treatment, x, at=x[:1]).shape == (1,)
+
+
+def test_the_t_learner_is_the_difference_of_its_neighbours_means():
+    outcome, treatment, x, *_ = given(n=60)
+    distance = np.linalg.norm(x[7] - x, axis=1)
+    means = [
+        outcome[np.flatnonzero(treatment == arm)[np.argsort(distance[treatment == arm])[:5]]].mean(
+            0
+        )
+        for arm in (1, 0)
+    ]
+    found = t_learner(outcome, treatment, x, k=5, at=x[7:8])
+    np.testing.assert_allclose(found[0], means[0] - means[1])
 
 
 def test_the_e_value_is_that_of_its_formula():

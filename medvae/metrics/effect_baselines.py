@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import LinearRegression
-from sklearn.neighbors import KNeighborsRegressor
+from sklearn.neighbors import NearestNeighbors
 
 from .information import Array
 from .overlap import propensity
@@ -51,28 +51,39 @@ def inverse_propensity(
     return effect
 
 
-def regression(outcome: npt.ArrayLike, treatment: npt.ArrayLike, columns: npt.ArrayLike) -> Array:
+def regression(
+    outcome: npt.ArrayLike,
+    treatment: npt.ArrayLike,
+    columns: npt.ArrayLike,
+    at: npt.ArrayLike | None = None,
+) -> Array:
     """Each subject's effect by least squares on covariates, treatment and their products.
 
     Args:
         outcome: shape (N, ...), every voxel a regression of its own.
         treatment: 0 or 1, shape (N,).
         columns: covariates, shape (N, P).
+        at: covariates of the subjects whose effect is asked for, (M, P); None: the same N.
 
     Returns:
-        Shape (N, ...).
+        Shape (M, ...).
     """
     y, t = _checked(outcome, treatment)
     x = np.asarray(columns, dtype=np.float64)
+    asked = x if at is None else np.asarray(at, dtype=np.float64)
     design = np.concatenate([x, t[:, None], x * t[:, None]], axis=1)
     model = LinearRegression().fit(design, y.reshape(len(y), -1))
     slopes = model.coef_[:, x.shape[1] :]  # of the treatment and of its products
-    effects: Array = (slopes[:, 0] + x @ slopes[:, 1:].T).reshape(y.shape)
+    effects: Array = (slopes[:, 0] + asked @ slopes[:, 1:].T).reshape(len(asked), *y.shape[1:])
     return effects
 
 
 def t_learner(
-    outcome: npt.ArrayLike, treatment: npt.ArrayLike, columns: npt.ArrayLike, k: int = 20
+    outcome: npt.ArrayLike,
+    treatment: npt.ArrayLike,
+    columns: npt.ArrayLike,
+    k: int = 20,
+    at: npt.ArrayLike | None = None,
 ) -> Array:
     """Each subject's effect by one nearest-neighbour regression in each arm.
 
@@ -81,18 +92,27 @@ def t_learner(
         treatment: 0 or 1, shape (N,).
         columns: covariates on one scale, shape (N, P).
         k: neighbours, or all of an arm that has fewer.
+        at: covariates of the subjects whose effect is asked for, (M, P); None: the same N.
 
     Returns:
-        Shape (N, ...).
+        Shape (M, ...).
     """
     y, t = _checked(outcome, treatment)
-    x, flat = np.asarray(columns, dtype=np.float64), y.reshape(len(y), -1)
-    treated, control = (
-        KNeighborsRegressor(min(k, int((t == arm).sum()))).fit(x[t == arm], flat[t == arm])
-        for arm in (1, 0)
-    )
-    effects: Array = (treated.predict(x) - control.predict(x)).reshape(y.shape)
+    x = np.asarray(columns, dtype=np.float64)
+    asked = x if at is None else np.asarray(at, dtype=np.float64)
+    treated, control = (_of_neighbours(y[t == arm], x[t == arm], asked, k) for arm in (1, 0))
+    effects: Array = treated - control
     return effects
+
+
+def _of_neighbours(outcome: Array, columns: Array, asked: Array, k: int) -> Array:
+    """Mean outcome (M, ...) of the k subjects whose columns are nearest to those asked for."""
+    k = min(k, len(outcome))
+    near = NearestNeighbors(n_neighbors=k).fit(columns).kneighbors(asked, return_distance=False)
+    total = np.zeros((len(asked), *outcome.shape[1:]))
+    for neighbour in near.T:  # one at a time: all at once would be k images of every subject
+        total += outcome[neighbour]
+    return total / k
 
 
 def combat(

@@ -145,7 +145,8 @@ def effect_report(
     """Reports a scalar effect in all subjects, and apart inside and outside the overlap.
 
     Args:
-        effects: of each subject, shape (N,).
+        effects: of each subject, shape (N,); NaN where it is not defined, as without a region.
+            These subjects are counted and left out.
         truth: the same where it is known.
         outside: whether each subject lies outside the overlap; None: nobody does.
         patients: patient of each subject.
@@ -155,13 +156,17 @@ def effect_report(
 
     Returns:
         A dict that json can write: for ``all``, ``inside`` and ``outside`` the ``subjects``,
-        ``ate``, ``low``, ``high`` and, with truth, ``true_ate`` and ``pehe``.
+        ``ate``, ``low``, ``high`` and, with truth, ``true_ate`` and ``pehe``; ``undefined``, the
+        number of subjects left out; and, with spread, ``e_value``. The intervals are of
+        `estimate_ate` with one network: they leave out what another training would have found.
     """
     values = np.asarray(effects, dtype=np.float64)
     out = np.zeros(len(values), dtype=bool) if outside is None else np.asarray(outside, dtype=bool)
     names = np.arange(len(values)) if patients is None else np.asarray(patients)
-    report: dict[str, Any] = {}
-    for name, rows in (("all", out | ~out), ("inside", ~out), ("outside", out)):
+    exact = np.zeros_like(values) if truth is None else np.asarray(truth, dtype=np.float64)
+    known = np.isfinite(values) & np.isfinite(exact)
+    report: dict[str, Any] = {"undefined": int((~known).sum())}
+    for name, rows in (("all", known), ("inside", known & ~out), ("outside", known & out)):
         report[name] = {"subjects": int(rows.sum())}
         if not rows.any():
             continue
@@ -172,10 +177,12 @@ def effect_report(
             "high": json_number(found.high),
         }
         if truth is not None:
-            exact = np.asarray(truth, dtype=np.float64)[rows]
-            report[name] |= {"true_ate": float(exact.mean()), "pehe": pehe(values[rows], exact)}
-    if spread:
-        report["e_value"] = e_value(float(values.mean()), spread)
+            report[name] |= {
+                "true_ate": float(exact[rows].mean()),
+                "pehe": pehe(values[rows], exact[rows]),
+            }
+    if spread and known.any():
+        report["e_value"] = json_number(e_value(float(values[known].mean()), spread))
     return report
 
 
