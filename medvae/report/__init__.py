@@ -1,6 +1,6 @@
 """What a run leaves behind for people: metrics, tables, plots and a page that shows them all."""
 
-from medvae.report.effects import EffectEvaluation
+from medvae.report.effects import EffectEvaluation, check_evaluation
 from medvae.report.effects_measured import MeasuredEffects
 from medvae.report.effects_table import effects_table
 from medvae.report.evaluation import Evaluation, Predictions, predict
@@ -55,6 +55,7 @@ __all__ = [
     "SwapsMontaged",
     "TraversalMontaged",
     "announce_overlap",
+    "check_evaluation",
     "effects_table",
     "leakage_table",
     "load_propensity",

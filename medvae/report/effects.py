@@ -9,35 +9,32 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from monai.data import MetaTensor
 from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
 from medvae.data import CohortError, Roles, check_overwrite, write_text
+from medvae.data.errors import listing, suggestion
 from medvae.data.output import file_stem
 from medvae.engines import TreatmentData, log_likelihood, read_history
 from medvae.metrics import (
     ate,
-    combat,
-    difference_of_means,
     effect_report,
     estimate_ate,
-    inverse_propensity,
-    marginal_sensitivity,
     outside_overlap,
     overlap_report,
     pehe,
     propensity,
     psnr,
     region_means,
-    regression,
-    t_learner,
     treatment_predictability,
 )
 from medvae.metrics.intervals import json_number
 from medvae.networks import IntactVAE, load_weights
 from medvae.report.effects_measured import MeasuredEffects
+from medvae.report.effects_simple import estimated_images, simple_effects
 from medvae.report.effects_table import effects_table
 from medvae.report.examples import best_median_worst, write_examples
 from medvae.report.overlap import covariate_columns, patients_of
@@ -46,12 +43,46 @@ from medvae.report.quality import decoded, quality_report
 from medvae.transforms import SaveSubjectd
 from medvae.transforms.masks import inside
 
-__all__ = ["EffectEvaluation"]
+__all__ = ["EffectEvaluation", "check_evaluation"]
 
 Array = npt.NDArray[np.float64]
 Prepare = Callable[..., tuple[Tensor, Mapping[str, Tensor]]]
-STRENGTHS = (1.0, 1.5, 2.0)  # of a hidden confounder, in the odds of treatment
 SHOWN = 6
+MOST_LEVELS = 12  # of a column of groups: each is a map
+
+
+def check_evaluation(
+    subjects: pd.DataFrame, region: Sequence[int] | None = None, groups: Sequence[str] = ()
+) -> None:
+    """Refuse, before training, what an `EffectEvaluation` cannot average over.
+
+    Args:
+        subjects: the cohort's table.
+        region: see `EffectEvaluation`, as the next.
+        groups: columns.
+
+    Raises:
+        CohortError: masks are missing where a region is asked for, or of some subjects alone: the
+            region would be the whole image; or a group is no column, or one of too many levels.
+    """
+    has = subjects["mask"].notna() if "mask" in subjects else pd.Series(False, subjects.index)
+    if not has.all() and (has.any() or region is not None):
+        asked = "the mask" if region is None else f"region {list(region)} of the mask"
+        raise CohortError(
+            f"Column 'mask' has none for {listing(subjects['id'][~has])}, and effects are averaged "
+            f"in {asked}; expected a mask of every subject"
+            + (", or of none." if region is None else ".")
+        )
+    for name in groups:
+        if name not in subjects:
+            raise CohortError(
+                f"Column '{name}' of groups is not in the table; {suggestion(name, subjects)}"
+            )
+        if (count := subjects[name].nunique()) > MOST_LEVELS:
+            raise CohortError(
+                f"Column '{name}' of groups has {count} values; expected at most {MOST_LEVELS}, as "
+                "a map of the effect is written for each."
+            )
 
 
 class EffectEvaluation:
@@ -60,9 +91,11 @@ class EffectEvaluation:
     Writes `metrics.json`, `metrics.md`, `effects.csv` (each subject), `counterfactuals.png`,
     `curves.png` and, for every arm, maps of the mean effect with the bounds of its interval as
     NIfTI on the network's grid, in the unit of the network's images. Where items have the key
-    `counterfactual` (see `medvae.transforms.KnownEffectd`), all is compared with the truth. In 3D
+    `counterfactual` (see `medvae.transforms.KnownEffectd`), all is compared with the truth; where
+    they have `control_mask`, the region is of that mask, as it must not depend on the arm. In 3D
     the best, the median and the worst reconstructed subject go to `examples/` as NIfTI, under every
-    arm.
+    arm. Intervals are over patients, with the network as it is: they leave out what another
+    training would have found.
 
     Args:
         network: an `IntactVAE`.
@@ -74,10 +107,13 @@ class EffectEvaluation:
         device: where to compute.
         history: the CSV of the training's curves; None plots none.
         region: the mask's values of the region that effects are averaged in; None: all but 0.
-            Without masks it is the whole image.
+            Where nobody has a mask it is the whole image. Test subjects without the region are
+            counted and left out.
         beta: that the network was trained with, for the record.
         spacing_mm: of the network's grid.
         window: intensities that 0 and 1 stand for, in `examples/`; None leaves them so.
+        groups: columns of the table for each of whose values the mean effect map is written, too,
+            with the effect in the region.
         measuring: measures attributes on decoded images, too; None: none. It needs masks.
         judge_steps: see `quality_report`.
         n_resamples: for intervals.
@@ -99,6 +135,7 @@ class EffectEvaluation:
         beta: float | None = None,
         spacing_mm: Sequence[float] | float | None = None,
         window: Sequence[float] | None = None,
+        groups: Sequence[str] = (),
         measuring: MeasuredEffects | None = None,
         judge_steps: int = 400,
         n_resamples: int = 500,
@@ -110,7 +147,7 @@ class EffectEvaluation:
         self.output_dir, self.checkpoint, self.device = Path(output_dir), checkpoint, device
         self.history, self.region, self.beta = history, region, beta
         self.spacing_mm = 1.0 if spacing_mm is None else spacing_mm
-        self.window = window
+        self.window, self.groups = window, groups
         self.measuring = measuring
         self.judge_steps, self.n_resamples = judge_steps, n_resamples
         self.seed, self.overwrite = seed, overwrite
@@ -119,14 +156,18 @@ class EffectEvaluation:
         """Evaluate, write everything and return what metrics.json holds.
 
         Raises:
-            CohortError: if the folder holds results already and `overwrite` is false.
+            CohortError: if the folder holds results already and `overwrite` is false; if masks are
+                missing, see `check_evaluation`, or no mask of an arm or of the test split has the
+                region.
         """
         check_overwrite([self.output_dir / "metrics.json"], self.overwrite)
+        check_evaluation(self.roles.cohort.subjects, self.region, self.groups)
         if self.checkpoint is not None:
             load_weights(self.network, self.checkpoint, self.device)
         subjects, regions, masks, truth = self._gather()
         table = self.roles.cohort.subjects
         test = torch.tensor((table["split"] == "test").tolist())
+        self._check_regions(regions, subjects.treatment.numpy(), test.numpy())
         metrics = self._metrics(subjects, regions, truth, test)
         if self.measuring is not None:
             metrics["measured"] = self._measure(self.measuring, subjects, masks, truth, test)
@@ -146,7 +187,8 @@ class EffectEvaluation:
             parts.append((image, targets["treatment"], targets["covariates"]))
             if "mask" in batch:
                 masks.append(torch.as_tensor(batch["mask"]).as_subclass(Tensor))
-                regions.append(inside(batch["mask"], self.region)[:, 0].double().numpy())
+                given = batch.get("control_mask", batch["mask"])
+                regions.append(inside(given, self.region)[:, 0].double().numpy())
             else:
                 regions.append(np.ones((len(image), *image.shape[2:])))
             if "counterfactual" in batch:
@@ -154,6 +196,28 @@ class EffectEvaluation:
         data = TreatmentData(*(torch.cat(column) for column in zip(*parts, strict=True)))
         every_mask = torch.cat(masks) if masks else None
         return data, np.concatenate(regions), every_mask, torch.cat(others) if others else None
+
+    def _check_regions(self, regions: Array, arms: Array, test: Any) -> None:
+        found = regions.reshape(len(regions), -1).any(1)
+        asked = "all but 0" if self.region is None else list(self.region)
+        parts = {f"of the arm {arm!r}": arms == n for n, arm in enumerate(self.roles.arms)}
+        for name, rows in {**parts, "of the test split": test}.items():
+            if not found[rows].any():
+                raise CohortError(
+                    f"The region is {asked}, and no mask {name} has it; expected values of the "
+                    "mask (key region) that subjects of every arm have."
+                )
+
+    def _masked(self) -> bool:
+        table = self.roles.cohort.subjects
+        return "mask" in table and bool(table["mask"].notna().all())
+
+    def _where(self) -> str:
+        if not self._masked():
+            return "the whole image"
+        if self.region is None:
+            return "the mask"
+        return f"the values {', '.join(map(str, self.region))} of the mask"
 
     def _metrics(
         self, subjects: TreatmentData, regions: Array, truth: Tensor | None, test: Tensor
@@ -175,10 +239,15 @@ class EffectEvaluation:
             "covariates": list(self.roles.names),
             "beta": self.beta,
             "unit": "intensity of the network's images",
+            "region": self._where(),
             "overlap": overlap_report(columns, arms, names, patients),
             "balance": self._balance(held_out, columns[rows], patients[rows]),
             "effects": {},
         }
+        values = region_means(subjects.outcome.numpy(), regions).mean(1)
+        exact = None
+        if truth is not None:
+            exact = self._exact(held_out, regions[rows], truth[test]).mean(1)
         control = decoded(self.network, held_out, torch.zeros_like(held_out.treatment), self.device)
         for number_, name in enumerate(names[1:], 1):
             target = torch.full_like(held_out.treatment, number_)
@@ -187,25 +256,27 @@ class EffectEvaluation:
             )
             measured = region_means(effects, regions[rows]).mean(1)
             cells[f"effect_{name}"] = measured
-            simple = self._simple(subjects, regions, columns, patients, number_)
             metrics["effects"][name] = {
                 "region": effect_report(
                     measured,
-                    outside=outside[rows],
-                    patients=patients[rows],
-                    spread=simple.pop("spread"),
-                    n_resamples=self.n_resamples,
-                    seed=self.seed,
+                    exact,
+                    outside[rows],
+                    patients[rows],
+                    float(np.nanstd(values[(arms == 0) | (arms == number_)])),
+                    self.n_resamples,
+                    self.seed,
                 ),
-                "simple": {key: value for key, value in simple.items() if key != "sensitivity"},
-                "sensitivity": simple["sensitivity"],
-            }
-            self._write_maps(name, effects, patients[rows])
+                "groups": self._groups(name, effects, measured, rows),
+            } | simple_effects(values, arms, columns, patients, number_, rows)
+            found = estimate_ate(
+                effects, patients[rows], min(self.n_resamples, 200), seed=self.seed
+            )
+            self._write_maps(name, dict(zip(("mean", "low", "high"), found, strict=True)))
         metrics["quality"] = quality_report(
             self.network,
             subjects.rows(torch.tensor((table["split"] == "train").tolist())),
             held_out,
-            regions[rows] if "mask" in table else None,
+            regions[rows] if self._masked() else None,
             patients[rows].tolist(),
             self.judge_steps,
             self.n_resamples,
@@ -261,77 +332,79 @@ class EffectEvaluation:
             },
         }
 
-    def _simple(
-        self, subjects: TreatmentData, regions: Array, columns: Array, patients: Any, arm: int
-    ) -> dict[str, Any]:
-        """Estimators of the region's mean, from all subjects of the arm and the control."""
-        values = region_means(subjects.outcome.numpy(), regions).mean(1)
-        arms = subjects.treatment.numpy()
-        rows = ((arms == 0) | (arms == arm)) & ~np.isnan(values)
-        y, t, x, names = (
-            values[rows],
-            (arms[rows] == arm).astype(int),
-            columns[rows],
-            patients[rows],
-        )
-        e = propensity(x, t, names)[:, 1].clip(0.01, 0.99)
-        under = combat(y[:, None], t, x)
-        bounds = {strength: marginal_sensitivity(y, t, e, strength) for strength in STRENGTHS}
-        return {
-            "difference of means": float(difference_of_means(y, t)),
-            "inverse propensity": float(inverse_propensity(y, t, x, names)),
-            "linear regression": float(regression(y, t, x).mean()),
-            "T-learner": float(t_learner(y, t, x).mean()),
-            "ComBat": float((under[1] - under[0]).mean()),
-            "spread": float(y.std()),
-            "sensitivity": {
-                f"{strength:g}": [json_number(low), json_number(high)]
-                for strength, (low, high) in bounds.items()
-            },
-        }
+    def _exact(self, held_out: TreatmentData, regions: Array, truth: Tensor) -> Array:
+        """Return the known effect of arm 1 on the region's mean of every channel, (N, C)."""
+        sign = (1 - 2.0 * held_out.treatment.numpy()).reshape(-1, 1)
+        changes = truth.double().numpy() - held_out.outcome.double().numpy()
+        exact: Array = sign * region_means(changes, regions)
+        return exact
 
     def _against_truth(
         self, subjects: TreatmentData, regions: Array, truth: Tensor, test: Tensor
     ) -> dict[str, Any]:
-        """Counterfactual images and effects beside the known ones; ComBat's with them."""
+        """Counterfactual images and effects beside the known ones, of all methods."""
         rows, held_out = test.numpy(), subjects.rows(test)
         own = held_out.treatment
-        found = {"network": decoded(self.network, held_out, 1 - own, self.device).numpy()}
-        columns = covariate_columns(self.roles, self.roles.values(self.roles.cohort.subjects)[1])
-        arms = subjects.treatment.numpy()
-        under = combat(subjects.outcome.numpy(), arms, columns)
-        other = arms.reshape(-1, *(1,) * (subjects.outcome.dim() - 1)) == 0
-        found["ComBat"] = np.where(other, under[1], under[0])[rows]
-        found["no change"] = held_out.outcome.numpy()
+        sign = (1 - 2.0 * own.numpy()).reshape(-1, 1)
         wanted, image = truth[test].double().numpy(), held_out.outcome.double().numpy()
-        sign = (1 - 2 * own.numpy()).reshape(-1, 1)
-        exact = sign * region_means(wanted - image, regions[rows])
-        report: dict[str, Any] = {"true_ate": float(np.nanmean(exact))}
-        factual = decoded(self.network, held_out, own, self.device).numpy()
-        found["image + network's difference"] = image + found["network"] - factual
-        for name, images in found.items():
-            base = factual if name == "network" else image
+        exact = self._exact(held_out, regions[rows], truth[test])
+        known = np.isfinite(exact).all(1)
+
+        def entry(images: Array, base: Array) -> dict[str, float]:
             effects = sign * region_means(images - base, regions[rows])
-            known = ~np.isnan(exact)
-            report[name] = {
-                "ate": float(ate(effects[known])),
+            errors = np.abs(images - wanted)
+            return {
+                "ate": float(ate(effects[known]).mean()),
                 "pehe": pehe(effects[known], exact[known]),
-                "counterfactual_mae": float(np.abs(images - wanted).mean()),
-                "region_mae": float(
-                    np.nanmean(region_means(np.abs(images - wanted), regions[rows]))
-                ),
+                "counterfactual_mae": float(errors.mean()),
+                "region_mae": float(region_means(errors, regions[rows])[known].mean()),
             }
+
+        factual, drawn = (
+            decoded(self.network, held_out, arm, self.device).double().numpy()
+            for arm in (own, 1 - own)
+        )
+        report: dict[str, Any] = {
+            "true_ate": float(exact[known].mean()),
+            "network": entry(drawn, factual),
+            "image + network's difference": entry(image + drawn - factual, image),
+            "no change": entry(image, image),
+        }
+        columns = covariate_columns(self.roles, self.roles.values(self.roles.cohort.subjects)[1])
+        outcome, arms = subjects.outcome.numpy(), subjects.treatment.numpy()
+        patients = patients_of(self.roles)
+        for name, images in estimated_images(outcome, arms, columns, patients, rows):
+            report[name] = entry(images, image)
         return report
 
-    def _write_maps(self, name: str, effects: Array, patients: Any) -> None:
-        found = estimate_ate(effects, patients, min(self.n_resamples, 200), seed=self.seed)
-        dims = effects.ndim - 2
+    def _groups(self, arm: str, effects: Array, measured: Array, rows: Any) -> dict[str, Any]:
+        """Write the mean map of every level of the groups, and return its effect in the region."""
+        table = self.roles.cohort.subjects[rows]
+        patients = patients_of(self.roles)[rows]
+        report: dict[str, Any] = {}
+        for column in self.groups:
+            report[column] = {}
+            for level in sorted(table[column].dropna().unique(), key=str):
+                member = (table[column] == level).to_numpy()
+                self._write_maps(arm, {f"mean_{column}_{level}": ate(effects[member])})
+                found = effect_report(
+                    measured[member],
+                    patients=patients[member],
+                    n_resamples=self.n_resamples,
+                    seed=self.seed,
+                )
+                report[column][str(level)] = found["all"]
+        return report
+
+    def _write_maps(self, name: str, maps: Mapping[str, Array]) -> None:
+        """Write maps (C, *S) of an arm by their names."""
+        dims = len(self.network.image_size)
         steps = ensure_tuple_rep(self.spacing_mm, dims)
         affine = torch.diag(torch.tensor([*steps, *[1.0] * (4 - dims)], dtype=torch.float64))
         item: dict[Any, Any] = {"id": f"effect_{name}"}
-        for key, values in zip(("mean", "low", "high"), found, strict=True):
+        for key, values in maps.items():
             item[key] = MetaTensor(torch.from_numpy(values).float(), affine=affine)
-        SaveSubjectd({key: key for key in ("mean", "low", "high")}, self.output_dir)(item)
+        SaveSubjectd({key: file_stem(key) for key in maps}, self.output_dir)(item)
 
     def _plot(self, held_out: TreatmentData, test: Tensor) -> None:
         chosen = held_out.rows(torch.arange(min(SHOWN, len(held_out.outcome))))

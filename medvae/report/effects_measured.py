@@ -101,8 +101,10 @@ class MeasuredEffects:
             A dict that json can write. ``instrument[name]``: R², bias and sd of the error of what
             is measured on test reconstructions, against the mask on the image. ``arms[t][name]``:
             the network's mean effect of arm t against the control with an interval by patients,
-            difference of means and linear regression of what masks say, and ``truth``, the effect
-            between the known outcomes as the U-Net measures them.
+            difference of means (of all splits) and linear regression (fitted on all splits, mean
+            of the test subjects) of what masks say, and ``truth``, the effect between the known
+            outcomes as the U-Net measures them. The intervals leave out what another training of
+            the network would have found.
         """
         held_out = subjects.rows(torch.tensor(test))
         self._learn(network, subjects.rows(torch.tensor(train)), masks[torch.tensor(train)])
@@ -114,7 +116,7 @@ class MeasuredEffects:
         for arm in range(1, network.treatments):
             target = torch.full_like(held_out.treatment, arm)
             effects = self._measured(network, held_out, target) - control
-            simple = self._simple(on_masks, subjects.treatment.numpy(), columns, arm)
+            simple = self._simple(on_masks, subjects.treatment.numpy(), columns, arm, test)
             arms[arm] = {
                 name: self._entry(effects[:, k], patients[test])
                 | {method: json_number(values[k]) for method, values in simple.items()}
@@ -150,7 +152,12 @@ class MeasuredEffects:
         return np.concatenate([self.instrument.measure(part) for part in parts])
 
     def _simple(
-        self, values: Array, treatment: npt.NDArray[Any], columns: Array, arm: int
+        self,
+        values: Array,
+        treatment: npt.NDArray[Any],
+        columns: Array,
+        arm: int,
+        test: npt.NDArray[np.bool_],
     ) -> dict[str, Array]:
         """Return each attribute's effect (K,) by two estimators, of rows where it is measured."""
         means, fitted = np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
@@ -159,7 +166,8 @@ class MeasuredEffects:
             t = (treatment[rows] == arm).astype(int)
             if len(np.unique(t)) == 2:
                 means[k] = difference_of_means(y[rows], t)
-                fitted[k] = regression(y[rows], t, columns[rows]).mean()
+                asked = columns[test & np.isfinite(y)]
+                fitted[k] = _mean(regression(y[rows], t, columns[rows], asked))
         return {"difference of means": means, "linear regression": fitted}
 
     def _true(self, subjects: TreatmentData, truth: Tensor, test: npt.NDArray[np.bool_]) -> Array:

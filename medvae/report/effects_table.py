@@ -7,8 +7,21 @@ from typing import Any
 
 from medvae.report.tables import markdown_table, number
 
-__all__ = ["TRUTH_COLUMNS", "effects_table", "measured_rows", "truth_rows"]
+__all__ = [
+    "FIXED_NETWORK",
+    "TRUTH_COLUMNS",
+    "effects_table",
+    "left_out",
+    "measured_rows",
+    "simple_name",
+    "truth_rows",
+]
 
+FIXED_NETWORK = (
+    "Intervals are over patients, with the network as it is: what another training would have "
+    "found is not in them, and the truth may lie outside."
+)
+OF = {"test": "test subjects", "all": "all splits"}
 TRUTH_COLUMNS = ("method", "effect", "PEHE", "MAE", "MAE in the region")
 
 
@@ -21,15 +34,27 @@ def effects_table(metrics: Mapping[str, Any]) -> str:
         f"lie outside the overlap. Beta {metrics['beta']}; codes tell the treatment by "
         f"{number(metrics['balance']['predictability'], 3)} in AUC beyond the covariates.\n"
     )
+    text += "".join(f"{words}\n" for words in left_out(metrics))
+    known = "truth" in metrics
     rows = []
     for name, effect in metrics["effects"].items():
         for part in ("all", "inside", "outside"):
             entry = effect["region"][part]
-            cells = [number(entry.get(key), 4) for key in ("ate", "low", "high")]
+            keys = ("ate", "low", "high", *(("true_ate", "pehe") if known else ()))
+            cells = [number(entry.get(key), 4) for key in keys]
             rows.append([name, f"network, {part}", str(entry["subjects"]), *cells])
-        for method, value in effect["simple"].items():
-            rows.append([name, method, "", number(value, 4), "", ""])
-    text += "\n" + markdown_table(["arm", "method", "subjects", "effect", "low", "high"], rows)
+        for method, entry in effect["simple"].items():
+            cells = [number(entry["effect"], 4), *[""] * (4 if known else 2)]
+            rows.append([name, simple_name(method, entry), str(entry["subjects"]), *cells])
+        for column, levels in effect.get("groups", {}).items():
+            for level, entry in levels.items():
+                cells = [number(entry.get(key), 4) for key in ("ate", "low", "high")]
+                cells += [""] * (2 if known else 0)
+                named = f"network, {column} {level}"
+                rows.append([name, named, str(entry["subjects"]), *cells])
+    header = ["arm", "method", "subjects", "effect", "low", "high"]
+    text += "\n" + markdown_table(header + (["truth", "PEHE"] if known else []), rows)
+    text += f"\n{FIXED_NETWORK}\n"
     if "measured" in metrics:
         text += "\n" + markdown_table(*measured_rows(metrics["measured"]))
     quality = metrics["quality"]
@@ -50,6 +75,21 @@ def effects_table(metrics: Mapping[str, Any]) -> str:
         text += f"\nTrue effect {number(truth['true_ate'], 4)}.\n\n"
         text += markdown_table(TRUTH_COLUMNS, rows)
     return text
+
+
+def simple_name(method: str, entry: Mapping[str, Any]) -> str:
+    """Return a simple estimator's name with the subjects whose effects it is the mean of."""
+    return f"{method}, {OF[entry['split']]}"
+
+
+def left_out(metrics: Mapping[str, Any]) -> list[str]:
+    """Say how many test subjects have no region, for every arm where there are any."""
+    return [
+        f"{effect['region']['undefined']} test subject(s) without the region are left out of the "
+        f"effect of {arm}."
+        for arm, effect in metrics["effects"].items()
+        if effect["region"].get("undefined")
+    ]
 
 
 def truth_rows(truth: Mapping[str, Any]) -> list[list[str]]:

@@ -6,7 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from medvae.engines.beta import PREDICTABILITY
-from medvae.report.effects_table import TRUTH_COLUMNS, measured_rows, truth_rows
+from medvae.report.effects_table import (
+    FIXED_NETWORK,
+    TRUTH_COLUMNS,
+    left_out,
+    measured_rows,
+    simple_name,
+    truth_rows,
+)
 from medvae.report.page import figures
 from medvae.report.page.blocks import Block, Facts, Finding, Picture, Section, Table
 from medvae.report.page.figures import Interval
@@ -52,8 +59,8 @@ def effects_section(run: Run) -> Section | None:
         "effects",
         "Effects",
         blocks,
-        f"Of {metrics['treatment']['column']}, in the {metrics['unit']}, averaged over the region, "
-        f"adjusted for {covariates}. They are effects only if these "
+        f"Of {metrics['treatment']['column']}, in the {metrics['unit']}, averaged over "
+        f"{metrics['region']}, adjusted for {covariates}. They are effects only if these "
         "covariates are all that decides both the treatment and the image.",
     )
 
@@ -65,7 +72,17 @@ def _effect(arm: str, effect: Mapping[str, Any], metrics: Mapping[str, Any]) -> 
         for key, label in PARTS.items()
         if (part := effect["region"][key]).get("ate") is not None
     ]
-    rows += [Interval(name, value, chance=0.0) for name, value in effect["simple"].items()]
+    rows += [
+        Interval(simple_name(name, entry), entry["effect"], chance=0.0)
+        for name, entry in effect["simple"].items()
+        if entry["effect"] is not None
+    ]
+    rows += [
+        Interval(f"network, {column} {level}", part["ate"], part["low"], part["high"], 0.0)
+        for column, levels in effect.get("groups", {}).items()
+        for level, part in levels.items()
+        if part.get("ate") is not None
+    ]
     true = metrics.get("truth", {}).get("true_ate")
     if true is not None:
         rows.append(Interval("truth", true, chance=0.0))
@@ -80,7 +97,7 @@ def _effect(arm: str, effect: Mapping[str, Any], metrics: Mapping[str, Any]) -> 
         for strength, (low, high) in effect["sensitivity"].items()
     ]
     return [
-        Picture(drawing, alt, title, "The grey line is no effect."),
+        Picture(drawing, alt, title, f"The grey line is no effect. {FIXED_NETWORK}"),
         Table(["method", "effect", "low", "high"], table),
         Table(
             ["a hidden cause of treatment changes", "inverse propensity's effect lies in"],
@@ -143,7 +160,8 @@ def _quality(quality: Mapping[str, Any]) -> Table:
 
 def _truth(truth: Mapping[str, Any]) -> Table:
     caption = f"True effect {number(truth['true_ate'], 4)}. PEHE: root mean squared error of each "
-    caption += "subject's effect; MAE: mean absolute error of counterfactual images, per voxel."
+    caption += "subject's effect; MAE: mean absolute error of counterfactual images, per voxel. "
+    caption += "The simple estimators are of every voxel, fitted on the images of all splits."
     return Table(TRUTH_COLUMNS, truth_rows(truth), "Against the known truth", caption)
 
 
@@ -163,6 +181,8 @@ def effect_findings(metrics: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding("beyond", f"{words}; no effect is outside the interval.")
         else:
             yield Finding("short", f"{words}; no effect is inside the interval.")
+    for words in left_out(metrics):
+        yield Finding("unknown", words)
     yield from _doubts(metrics)
 
 
