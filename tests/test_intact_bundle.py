@@ -110,6 +110,35 @@ def test_training_leaves_effects_overlap_and_quality(trained):
         assert 'class="volumes"' in html
 
 
+ABLATIONS = sorted((REPOSITORY / "configs" / "ablations").glob("intact_*.yaml"))
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("trained", [2], indirect=True)
+def test_ablations_switch_prior_and_loss_and_run(trained, tmp_path, path):
+    root, _ = trained
+    train = yaml.safe_load((CONFIGS / "train.yaml").read_text())
+    changes = yaml.safe_load(path.read_text())
+    assert changes.keys() <= train.keys()
+    places = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
+    settings = training(root, 2, max_epochs=1) | places
+    flow = test_bundles.run([CONFIGS / "train.yaml", path], settings)
+    network = flow.parser.get_parsed_content("network")
+    assert not network.learned_prior
+    assert not any(p.requires_grad for p in network.prior_net.parameters())
+    history = pd.read_csv(tmp_path / "eval" / "history.csv")
+    terms = ["mse", "kl"] if "loss" in changes else ["nll", "kl"]
+    np.testing.assert_allclose(history[terms].sum(axis=1), history["loss"], rtol=1e-4)
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert metrics["beta"] == changes.get("beta", metrics["beta"])
+    some(root, tmp_path)
+    used = {"ckpt_dir": places["ckpt_dir"], "samples": 0}
+    with pytest.raises(SystemExit, match="learned_prior is True here and was False"):
+        inference(root, 2, tmp_path, **used)
+    _, rows = inference(root, 2, tmp_path, **used, learned_prior=False)
+    assert len(rows) == 4
+
+
 def test_evaluating_again_gives_the_same_numbers(trained, tmp_path):
     root, spatial_dims = trained
     run(["train.yaml", "evaluate.yaml"], training(root, spatial_dims, output_dir=str(tmp_path)))
@@ -216,6 +245,8 @@ def test_what_lies_beyond_the_data_is_refused_or_marked(trained, tmp_path):
         ({"control": "C"}, "The control is 'C'"),
         ({"batch_size": 1000}, "batch_size is 1000"),
         ({"strides": [2]}, "strides must have one entry"),
+        ({"groups": ["sexx"]}, "Column 'sexx' of groups is not in the table"),
+        ({"groups": ["age"]}, "Column 'age' of groups has [0-9]+ values; expected at most 12"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(trained, tmp_path, overrides, message):
@@ -224,6 +255,51 @@ def test_what_is_wrong_is_said_in_a_sentence(trained, tmp_path, overrides, messa
     with pytest.raises(SystemExit, match=message):
         run(["train.yaml"], training(root, 2) | places | overrides)
     assert not (tmp_path / "models" / "model.pt").exists()
+
+
+@pytest.mark.parametrize("trained", [2], indirect=True)
+@pytest.mark.parametrize(
+    ("overrides", "masks", "message"),
+    [
+        ({}, 79, "Column 'mask' has none for .* expected a mask of every subject, or of none"),
+        ({"region": [2]}, 79, "has no mask"),
+        ({"region": [2]}, 0, "Column 'mask' is not in the table; expected one .*region"),
+        ({"truth": "dilation"}, 79, "has no mask"),
+        ({"truth": "intensity"}, 0, "Column 'mask' is not in the table; expected one .*truth"),
+        ({"measured": ["pixel_area_mm2"], "mask_labels": None}, 79, "has no mask"),
+    ],
+)
+def test_a_missing_mask_is_said_before_training(trained, tmp_path, overrides, masks, message):
+    root, _ = trained
+    table = pd.read_csv(root / "data" / "subjects.csv")
+    for column in ("image", "mask"):
+        table[column] = [str(root / "data" / cell) for cell in table[column]]
+    table["mask"] = table["mask"].where(table.index < masks)
+    if not masks:
+        del table["mask"]
+    table.to_csv(tmp_path / "new.csv", index=False)
+    if "truth" in overrides:
+        effect = {"_target_": "medvae.transforms.KnownEffectd", "keys": "image"}
+        effect |= {"operation": overrides["truth"], "amount": 6.0, "spacing_mm": 6.0}
+        overrides = {"truth": [effect]}
+    places = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
+    places["subjects"] = str(tmp_path / "new.csv")
+    with pytest.raises(SystemExit, match=message):
+        run(["train.yaml"], training(root, 2) | places | overrides)
+    assert not (tmp_path / "models" / "model.pt").exists()
+
+
+@pytest.mark.parametrize("trained", [2], indirect=True)
+@pytest.mark.parametrize(
+    ("operation", "needed"), [("slice_thickness", None), ("intensity", True), ("dilation", True)]
+)
+def test_masks_are_needed_by_the_operations_that_read_them(trained, operation, needed):
+    root, _ = trained
+    parser = ConfigParser(yaml.safe_load((CONFIGS / "train.yaml").read_text()))
+    effect = {"_target_": "medvae.transforms.KnownEffectd", "keys": "image"}
+    effect |= {"operation": operation, "amount": 6.0, "spacing_mm": 6.0}
+    parser.update(training(root, 2, truth=[effect]))
+    assert parser.get_parsed_content("cohort::needs_mask") is needed
 
 
 @pytest.mark.parametrize("trained", [2], indirect=True)
@@ -281,7 +357,7 @@ def test_the_semisynthetic_overlay_is_judged_by_its_truth(tmp_path):
     overlay = REPOSITORY / "configs" / "datasets" / "phantoms_semisynthetic.yaml"
     quick = {"phantoms": 60, "max_epochs": 1, "beta": 4.0, "instrument_steps": 3}
     name = "myocardium_pixel_area_mm2"
-    overrides = training(tmp_path, 2, **quick, measured=[name])
+    overrides = training(tmp_path, 2, **quick, measured=[name], groups=["sex"])
     del overrides["subjects"]
     test_bundles.run([CONFIGS / "train.yaml", overlay], overrides)
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
@@ -293,7 +369,23 @@ def test_the_semisynthetic_overlay_is_judged_by_its_truth(tmp_path):
         truth["no change"][f"{kind}_mae"] for kind in ("counterfactual", "region")
     )
     assert 0 < everywhere < inside  # what grows, grows in the region
-    assert {"network", "ComBat"} <= truth.keys()
+    simple = {"difference of means", "inverse propensity", "linear regression", "T-learner"}
+    assert {"network", "ComBat", *simple} <= truth.keys()
+    effect = metrics["effects"]["1"]
+    assert {n for n, e in effect["simple"].items() if e["split"] == "test"} == {
+        "linear regression",
+        "T-learner",
+        "ComBat",
+    }
+    assert effect["region"]["all"]["true_ate"] == pytest.approx(truth["true_ate"])
+    assert effect["region"]["all"]["pehe"] == pytest.approx(truth["network"]["pehe"], rel=1e-4)
+    assert metrics["region"] == "the values 2 of the mask"
+    assert (
+        sum(e["subjects"] for e in effect["groups"]["sex"].values())
+        <= effect["region"]["all"]["subjects"]
+    )
+    for level in effect["groups"]["sex"]:
+        assert (tmp_path / "eval" / "effect_1" / f"effect_1_mean_sex_{level}.nii.gz").exists()
     html = (tmp_path / "eval" / "report.html").read_text()
     assert "Against the known truth" in html
     (entries,) = metrics["measured"]["arms"].values()
