@@ -95,6 +95,19 @@ def test_every_arm_is_measured_against_the_control(monkeypatch):
     assert found["arms"][2][name]["ate"] > 1.5 * found["arms"][1][name]["ate"] > 0
 
 
+def test_the_regression_is_averaged_over_the_test_subjects():
+    measuring = MeasuredEffects(["pixel_area_mm2"], [16, 16], 1.0)
+    rng = np.random.default_rng(0)
+    x, arms = rng.normal(size=(60, 1)), np.arange(60) % 2
+    values = arms[:, None] * (1 + x)
+    values[0] = np.nan
+    test = x[:, 0] > 0.5
+    found = measuring._simple(values, arms, x, 1, test)
+    expected = (1 + x[test & np.isfinite(values[:, 0])]).mean()
+    assert found["linear regression"] == pytest.approx([expected])
+    assert found["difference of means"] == pytest.approx(values[1::2].mean())
+
+
 def test_a_name_that_is_not_measured_is_refused():
     with pytest.raises(CohortError, match="'voxel_volume' of measured.*voxel_volume_ml"):
         MeasuredEffects(["voxel_volume"], [8, 8, 8], 1.0)

@@ -229,6 +229,17 @@ def test_a_map_is_written_for_every_value_of_a_group(known, tmp_path, monkeypatc
         assert entry["ate"] == pytest.approx(SHARE * tau[rows].mean(), rel=1e-4)
 
 
+def test_attributes_are_measured_in_the_mask_of_the_own_arm(known, tmp_path, monkeypatch):
+    given = []
+
+    def report(network, subjects, masks, *_):
+        given.append(masks)
+        return {"instrument": {}, "arms": {}}
+
+    evaluation_of(known, tmp_path, monkeypatch, measuring=SimpleNamespace(report=report)).run()
+    assert torch.equal(given[0], torch.full((N, 1, SIZE, SIZE), 2.0))
+
+
 def test_a_region_that_nobody_has_is_refused(known, tmp_path, monkeypatch):
     with pytest.raises(CohortError, match=r"region is \[7\], and no mask of the arm 0 has it"):
         evaluation_of(known, tmp_path, monkeypatch, region=[7]).run()

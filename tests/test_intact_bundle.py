@@ -361,6 +361,7 @@ def test_the_semisynthetic_overlay_is_judged_by_its_truth(tmp_path):
     del overrides["subjects"]
     test_bundles.run([CONFIGS / "train.yaml", overlay], overrides)
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    html = (tmp_path / "eval" / "report.html").read_text()
     truth = metrics["truth"]
     # 0.15 within the myocardium, a little less where it fades at the edge
     assert 0.05 < truth["true_ate"] < 0.15
@@ -380,13 +381,14 @@ def test_the_semisynthetic_overlay_is_judged_by_its_truth(tmp_path):
     assert effect["region"]["all"]["true_ate"] == pytest.approx(truth["true_ate"])
     assert effect["region"]["all"]["pehe"] == pytest.approx(truth["network"]["pehe"], rel=1e-4)
     assert metrics["region"] == "the values 2 of the mask"
+    assert "averaged over the values 2 of the mask" in html
+    assert "what another training would have found is not in them" in html
     assert (
         sum(e["subjects"] for e in effect["groups"]["sex"].values())
         <= effect["region"]["all"]["subjects"]
     )
     for level in effect["groups"]["sex"]:
         assert (tmp_path / "eval" / "effect_1" / f"effect_1_mean_sex_{level}.nii.gz").exists()
-    html = (tmp_path / "eval" / "report.html").read_text()
     assert "Against the known truth" in html
     (entries,) = metrics["measured"]["arms"].values()
     assert {"ate", "low", "linear regression", "truth"} <= entries[name].keys()

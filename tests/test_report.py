@@ -246,7 +246,7 @@ def test_commands_are_of_the_bundle_that_was_run(copied, network, bundle):
     assert "evaluate" in files
 
 
-def effects(low=0.1, predictability=0.0, outside=0.0, followed=0.9):
+def effects(low=0.1, predictability=0.0, outside=0.0, followed=0.9, undefined=0):
     """Metrics of a treatment with one arm beside the control."""
     entry = {"subjects": 30, "ate": 0.2, "low": low, "high": 0.3}
     judged = {"chance": 0.5, "real": 0.9, "reconstruction": 0.9, "counterfactual": followed}
@@ -254,7 +254,7 @@ def effects(low=0.1, predictability=0.0, outside=0.0, followed=0.9):
         "treatment": {"column": "scanner", "arms": ["A", "B"]},
         "overlap": {"outside": outside},
         "balance": {"predictability": predictability},
-        "effects": {"B": {"region": {"all": entry}}},
+        "effects": {"B": {"region": {"all": entry, "undefined": undefined}}},
         "quality": {"effectiveness": judged},
     }
 
@@ -267,6 +267,7 @@ def effects(low=0.1, predictability=0.0, outside=0.0, followed=0.9):
         ({"low": None}, "unknown", "too few subjects"),
         ({"outside": 0.3}, "unknown", "30 % of the subjects have none like them"),
         ({"predictability": 0.03}, "short", "AUC 0.030 more; 0.02 is tolerated"),
+        ({"undefined": 2}, "unknown", "2 test subject(s) without the region are left out"),
         ({"followed": 0.6}, "short", "balanced accuracy 0.60"),
         ({"followed": 0.8}, "beyond", "balanced accuracy 0.80"),
     ],

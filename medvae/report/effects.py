@@ -76,7 +76,8 @@ def check_evaluation(
     for name in groups:
         if name not in subjects:
             raise CohortError(
-                f"Column '{name}' of groups is not in the table; {suggestion(name, subjects)}"
+                f"Column '{name}' of groups is not in the table; "
+                f"{suggestion(name, map(str, subjects))}"
             )
         if (count := subjects[name].nunique()) > MOST_LEVELS:
             raise CohortError(
@@ -200,7 +201,9 @@ class EffectEvaluation:
     def _check_regions(self, regions: Array, arms: Array, test: Any) -> None:
         found = regions.reshape(len(regions), -1).any(1)
         asked = "all but 0" if self.region is None else list(self.region)
-        parts = {f"of the arm {arm!r}": arms == n for n, arm in enumerate(self.roles.arms)}
+        parts: dict[str, Any] = {
+            f"of the arm {arm!r}": arms == n for n, arm in enumerate(self.roles.arms)
+        }
         for name, rows in {**parts, "of the test split": test}.items():
             if not found[rows].any():
                 raise CohortError(
