@@ -199,7 +199,7 @@ class EffectEvaluation:
         return data, np.concatenate(regions), every_mask, torch.cat(others) if others else None
 
     def _check_regions(self, regions: Array, arms: Array, test: Any) -> None:
-        found = regions.reshape(len(regions), -1).any(1)
+        found = regions.reshape(len(regions), -1).max(1) > 0
         asked = "all but 0" if self.region is None else list(self.region)
         parts: dict[str, Any] = {
             f"of the arm {arm!r}": arms == n for n, arm in enumerate(self.roles.arms)
