@@ -180,14 +180,16 @@ def test_a_treatment_that_is_constant_or_missing_is_refused(table):
         roles(table.assign(scanner=cells))
 
 
-def test_a_treatment_that_covariates_say_is_refused_and_the_overlap_is_written(table, tmp_path):
-    copied = table.assign(code=(table["scanner"] == "B").astype(int) * 100)
-    given = roles(copied, covariates={"code": {"kind": "continuous"}})
-    with pytest.raises(CohortError, match="no overlap at all"):
-        announce_overlap(given, tmp_path / "overlap.json")
-    assert not (tmp_path / "overlap.json").exists()
+def test_the_overlap_is_said_and_written(table, tmp_path, caplog):
     given = roles(table)
-    report = announce_overlap(given, tmp_path / "overlap.json")
+    with caplog.at_level("INFO", "medvae"):
+        report = announce_overlap(given, tmp_path / "overlap.json")
+    graph, overlap = (record.getMessage() for record in caplog.records)
+    assert graph == given.graph()
+    counts = table["scanner"].value_counts()
+    assert f"Arms of scanner: A: {counts['A']}, B: {counts['B']}. " in overlap
+    assert f"with AUC {report['auc']:.2f} (chance 0.5)" in overlap
+    assert f"{100 * report['outside']:.0f} % of the subjects lie outside the overlap" in overlap
     assert report["arms"] == table["scanner"].value_counts().to_dict()
     covariates = torch.from_numpy(given.values(table)[1].astype(np.float32))
     found = network_propensity(tmp_path / "overlap.json", given)(covariates)
@@ -195,3 +197,37 @@ def test_a_treatment_that_covariates_say_is_refused_and_the_overlap_is_written(t
     torch.testing.assert_close(found.sum(1), torch.ones(120))
     with pytest.raises(CohortError, match="cannot be read"):
         network_propensity(tmp_path / "none.json", given)
+
+
+def confounded(table, strength, n):
+    """Subjects of whom `x` decides the arm: None as its sign, else with that weight in the logit."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=n)
+    if strength is None:
+        arms = x > 0
+    else:
+        arms = generator.random(n) < 1 / (1 + np.exp(-strength * x))
+    rows = table.drop(columns="patient", errors="ignore").iloc[np.arange(n) % len(table)]
+    ids = [f"subject{number}" for number in range(n)]
+    return rows.assign(id=ids, x=x, scanner=np.where(arms, "B", "A")).reset_index(drop=True)
+
+
+@pytest.mark.parametrize("n", [40, 200])
+def test_a_treatment_that_covariates_say_is_refused(table, tmp_path, n):
+    copied = confounded(table, 0.0, n)
+    copied["code"] = (copied["scanner"] == "B").astype(int) * 100
+    for cohort, name in ((copied, "code"), (confounded(table, None, n), "x")):
+        given = roles(cohort, covariates={name: {"kind": "continuous"}})
+        with pytest.raises(
+            CohortError, match=f"'{name}'.* predict the treatment 'scanner' .*no overlap at all"
+        ):
+            announce_overlap(given, tmp_path / "overlap.json")
+        assert not (tmp_path / "overlap.json").exists()
+
+
+@pytest.mark.parametrize("n", [80, 200])
+def test_strong_confounding_with_some_overlap_is_not_refused(table, tmp_path, n):
+    given = roles(confounded(table, 6.0, n), covariates={"x": {"kind": "continuous"}})
+    report = announce_overlap(given, tmp_path / "overlap.json")
+    assert 0.9 < report["auc"]
+    assert 0.2 < report["outside"] < 0.8
