@@ -121,6 +121,21 @@ def test_subjects_without_an_image_are_decoded_from_the_prior():
     assert found.uncertainty.mean() > 0
 
 
+def test_a_strength_holds_for_subjects_without_an_image_as_well():
+    network = small().eval()
+    *_, x, _ = batch(network)
+    none, half, whole = (from_covariates(network, x, 1, strength) for strength in (0.0, 0.5, 1.0))
+    assert not none.difference.any()
+    shares = torch.full((6, 2), 0.5)
+    assert torch.equal(half.outcome, network.decode(network.prior(x)[0], shares))
+    assert (half.outcome - whole.outcome).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="extrapolate=True"):
+        from_covariates(network, x, 1, 1.5)
+    assert from_covariates(network, x, 1, 1.5, True).extrapolated
+    asked = CounterfactualInferer(1, 0.5, alone=True)(None, network, None, x)
+    assert torch.equal(asked["counterfactual"], half.outcome)
+
+
 def test_arms_that_do_not_exist_are_refused():
     network = small()
     image, treatment, x, _ = batch(network)
