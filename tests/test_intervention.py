@@ -161,6 +161,7 @@ def test_roles_give_numbers_with_missing_cells_left_missing_and_travel_with_the_
         ),
         ({"treatment": "wall_thickness_mm"}, "expected classes"),
         ({"descendants": ["age"]}, "declared as a descendant"),
+        ({"descendants": ["ejection_fracton"]}, "descendant .* did you mean 'ejection_fraction'"),
         ({"covariates": {"machine": {"column": "scanner"}}}, "'machine' is the treatment"),
         ({"min_arm": 1000}, "expected at least 1000"),
         ({"covariates": {"nothing": {"kind": "continuous"}}}, "'nothing' has 0 known"),
@@ -170,6 +171,52 @@ def test_roles_give_numbers_with_missing_cells_left_missing_and_travel_with_the_
 def test_roles_that_cannot_be_are_refused(table, changes, message):
     with pytest.raises(CohortError, match=message):
         roles(table.assign(nothing=np.nan), **changes)
+
+
+def test_an_arm_that_a_split_cannot_be_judged_by_is_refused_before_training(table):
+    for split in ("val", "test"):
+        given = roles(table)
+        subjects = given.cohort.subjects
+        held = (subjects["split"] == split) & (subjects["scanner"] == "B")
+        assert held.sum() > 2
+        for left in (0, 1, 2):
+            splits = subjects["split"].where(~held | (held.cumsum() <= left), "train")
+            options = {"split_column": "part", "spatial_dims": 2, "check": False}
+            part = subjects.drop(columns=["split", "patient"]).assign(part=splits)
+            cohort = Cohort(part, **options)
+            if left == 2:
+                Roles(cohort, "scanner", COVARIATES, min_arm=5)
+                continue
+            with pytest.raises(
+                CohortError, match=f"arm 'B' .* has {left} patient\\(s\\) in the split '{split}'"
+            ):
+                Roles(cohort, "scanner", COVARIATES, min_arm=5)
+
+
+def test_one_wild_cell_leaves_the_standardisation_of_the_others_as_it_is(table):
+    plain = roles(table)
+    age = plain.cohort.subjects["age"]
+    train = (plain.cohort.subjects["split"] == "train").to_numpy()
+    expected = plain.values(plain.cohort.subjects)[1][:, 0]
+    np.testing.assert_array_equal(expected, (age - age[train].mean()) / age[train].std(ddof=0))
+    for sentinel in (9999.0, -999.0):
+        wild = np.flatnonzero(train)[:2]
+        found = roles(table.assign(age=age.where(~age.index.isin(wild), sentinel)))
+        columns = found.values(found.cohort.subjects)[1]
+        rest = ~age.index.isin(wild)
+        kept = age[train & rest]
+        np.testing.assert_allclose(
+            columns[rest, 0], (age[rest] - kept.mean()) / kept.std(ddof=0), atol=1e-9
+        )
+        assert (covariate_columns(found, columns)[wild, 0] == np.sign(sentinel) * 8).all()
+
+
+def test_an_ordinal_covariate_is_one_for_the_network(table):
+    stage = pd.cut(table["age"], 4, labels=False)
+    given = roles(table.assign(stage=stage), covariates={"stage": {"kind": "ordinal"}})
+    assert given.classes == (-4,)
+    columns = covariate_columns(given, given.values(given.cohort.subjects)[1])
+    np.testing.assert_array_equal(columns[:, :3].sum(1), given.cohort.subjects["stage"])
 
 
 def test_a_treatment_that_is_constant_or_missing_is_refused(table):
