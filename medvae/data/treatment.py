@@ -124,7 +124,8 @@ class Roles:
         An arm is -1 where it is missing and may be.
 
         Raises:
-            CohortError: a row without treatment that must have it, or with a class that no training row has.
+            CohortError: a row without treatment that must have it, or with a class that no
+                training row has.
         """
         arms = self._treatment.values(subjects)
         if np.isnan(arms).any() and not self.untreated:
