@@ -121,6 +121,21 @@ def test_subjects_without_an_image_are_decoded_from_the_prior():
     assert found.uncertainty.mean() > 0
 
 
+def test_a_strength_holds_for_subjects_without_an_image_as_well():
+    network = small().eval()
+    *_, x, _ = batch(network)
+    none, half, whole = (from_covariates(network, x, 1, strength) for strength in (0.0, 0.5, 1.0))
+    assert not none.difference.any()
+    shares = torch.full((6, 2), 0.5)
+    assert torch.equal(half.outcome, network.decode(network.prior(x)[0], shares))
+    assert (half.outcome - whole.outcome).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="extrapolate=True"):
+        from_covariates(network, x, 1, 1.5)
+    assert from_covariates(network, x, 1, 1.5, True).extrapolated
+    asked = CounterfactualInferer(1, 0.5, alone=True)(None, network, None, x)
+    assert torch.equal(asked["counterfactual"], half.outcome)
+
+
 def test_arms_that_do_not_exist_are_refused():
     network = small()
     image, treatment, x, _ = batch(network)
@@ -215,6 +230,57 @@ def test_the_rule_takes_the_most_balanced_of_what_data_do_not_tell_apart():
     leaking = [_score(1, 5, 0.3), _score(2, 4, 0.1)]
     choice = apply_rule(leaking, likelihoods[:2], arms)
     assert (choice.beta, choice.balanced) == (2, False)
+
+
+def test_rows_of_one_patient_count_as_one_in_the_standard_error():
+    generator = np.random.default_rng(0)
+    arms, likelihood = np.arange(100) % 2, generator.normal(size=100)
+    scores, likelihoods = [_score(1, 5, 0.0), _score(2, 4, 0.0)], [likelihood, np.full(100, -1.0)]
+
+    def error(copies, patients=None):
+        rows = [np.repeat(column, copies) for column in likelihoods]
+        return apply_rule(scores, rows, np.repeat(arms, copies), patients).scores[1].standard_error
+
+    single = error(1)
+    by_hand = np.sqrt(sum(likelihood[arms == arm].var() / 50 for arm in (0, 1)) / 4)
+    assert single == pytest.approx(by_hand)
+    assert error(4, np.repeat(np.arange(100), 4)) == pytest.approx(single)
+    assert error(4) == pytest.approx(single / 2)
+    # one patient in both arms: what it adds to both is one draw
+    assert error(1, np.arange(100) // 2) == pytest.approx(
+        np.sqrt(((likelihood - _of_arm(likelihood, arms)).reshape(50, 2).sum(1) ** 2).sum()) / 100
+    )
+
+
+def _of_arm(values, arms):
+    return np.array([values[arms == arm].mean() for arm in arms])
+
+
+def test_codes_of_two_rows_of_a_patient_do_not_tell_its_treatment(monkeypatch):
+    monkeypatch.setattr(beta, "train_intact", lambda network, *_, **__: network)
+    monkeypatch.setattr(beta, "log_likelihood", lambda _, data, **__: torch.zeros(len(data[0])))
+
+    def make():
+        network = small(latent_dim=40, hidden_channels=(64,))
+        first = next(m for m in network.posterior_net.modules() if isinstance(m, torch.nn.Linear))
+        with torch.no_grad():
+            first.weight[:, -2:] = 0  # codes of an image, whatever its arm
+        return network
+
+    patients = torch.arange(60).repeat_interleave(2)
+    outcome, _, x, _ = batch(small(), 60)
+    told: dict[bool, list] = {False: [], True: []}
+    for seed in range(4):
+        treatment = torch.randperm(60, generator=_seeded(seed)) % 2
+        data = TreatmentData(outcome, treatment, x).rows(patients)
+        for known, gains in told.items():
+            given = patients.numpy() if known else None
+            choice = choose_beta(make, data, data, (1.0,), patients=given)
+            gains.append(choice.scores[0].predictability)
+    assert np.mean(told[False]) > 0.08
+    assert abs(np.mean(told[True])) < 0.06
+    with pytest.raises(ValueError, match="one per row"):
+        choose_beta(make, data, data, (1.0,), patients=patients.numpy()[:5])
 
 
 def test_every_beta_is_tried_with_the_balance_of_the_training(monkeypatch):

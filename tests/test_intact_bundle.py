@@ -216,6 +216,96 @@ def test_counterfactuals_lie_on_the_subjects_grid_in_its_unit(trained, tmp_path)
         assert np.corrcoef(kept.ravel(), image.get_fdata().ravel())[0, 1] > 0.9
 
 
+def test_a_strength_without_an_image_is_drawn_as_the_table_says(trained, tmp_path):
+    root, spatial_dims = trained
+    table = some(root, tmp_path)
+    drawn = {}
+    for strength in (0.5, 1.0):
+        options = {"strength": strength, "alone": True, "samples": 0, "overwrite": True}
+        _, rows = inference(root, spatial_dims, tmp_path, target="B", **options)
+        assert set(rows["strength"]) == {strength}
+        assert set(rows["grid"]) == {"subject"}
+        drawn[strength] = [
+            nib.load(tmp_path / "out" / name / f"{name}_difference_B.nii.gz").get_fdata()
+            for name in table["id"]
+        ]
+    for half, whole in zip(*drawn.values(), strict=True):
+        assert np.abs(half - whole).max() > 1e-3 * np.abs(whole).max() > 0
+
+
+def test_subjects_without_image_and_treatment_are_drawn_on_the_networks_grid(trained, tmp_path):
+    root, spatial_dims = trained
+    some(root, tmp_path)
+    table = pd.read_csv(tmp_path / "new.csv")
+    bare = table.index[:2]
+    table.loc[bare, ["image", "mask", "scanner"]] = np.nan
+    table.to_csv(tmp_path / "new.csv", index=False)
+    with pytest.raises(SystemExit, match="'image' of .* is empty in row"):
+        inference(root, spatial_dims, tmp_path)
+    _, rows = inference(root, spatial_dims, tmp_path, target="B", alone=True, samples=2)
+    assert list(rows["grid"]) == ["network", "network", "subject", "subject"]
+    assert rows["own"].isna().tolist() == [True, True, False, False]
+    assert not rows["mean_difference"].isna().any()
+    for number, name in enumerate(table["id"]):
+        found = nib.load(tmp_path / "out" / name / f"{name}_counterfactual_B.nii.gz")
+        values = found.get_fdata()
+        assert np.isfinite(values).all()
+        assert values.std() > 0
+        if number in bare:
+            assert found.shape == (16,) * spatial_dims
+            np.testing.assert_allclose(
+                found.affine, np.diag([*[6.0] * spatial_dims, *[1.0] * (4 - spatial_dims)])
+            )
+        else:
+            assert found.shape == nib.load(table["image"][number]).shape
+    columns = ["id", "age", "sex", "diagnosis", "wall_thickness_mm", "ejection_fraction"]
+    table[columns].assign(scanner=np.nan).to_csv(tmp_path / "new.csv", index=False)
+    options = {"alone": True, "center_on_mask": True, "samples": 0, "overwrite": True}
+    record = root / "models" / "run.json"
+    kept = record.read_text()
+    record.unlink()  # the grid's centre is not that of the training
+    try:
+        _, rows = inference(root, spatial_dims, tmp_path, **options)
+    finally:
+        record.write_text(kept)
+    assert set(rows["grid"]) == {"network"}
+
+
+@pytest.mark.parametrize("trained", [2], indirect=True)
+def test_an_ensemble_is_the_mean_of_its_members_and_their_spread(trained, tmp_path):
+    root, spatial_dims = trained
+    some(root, tmp_path)
+    weights = torch.load(root / "models" / "model.pt", weights_only=True)
+    others = []
+    for seed in (1, 2):
+        generator = torch.Generator().manual_seed(seed)
+        moved = {
+            name: value + 0.05 * torch.randn(value.shape, generator=generator)
+            for name, value in weights.items()
+        }
+        others.append(str(tmp_path / f"member{seed}.pt"))
+        torch.save(moved, others[-1])
+
+    def drawn(members, folder):
+        options = {"members": members, "samples": 0, "output_dir": str(tmp_path / folder)}
+        places = {"subjects": str(tmp_path / "new.csv"), "target": "B"}
+        run(["inference.yaml"], tiny(root, spatial_dims) | places | options, "infer")
+        kinds = ("difference", "uncertainty")
+        files = [sorted((tmp_path / folder).rglob(f"*_{kind}_B.nii.gz")) for kind in kinds]
+        return [np.concatenate([nib.load(p).get_fdata().ravel() for p in ps]) for ps in files]
+
+    single, none = drawn([], "one")
+    together, spread = drawn(others, "three")
+    assert not none.any()
+    parts = [single, *(2 * drawn([path], Path(path).stem)[0] - single for path in others)]
+    for found, expected in ((together, np.mean(parts, 0)), (spread, np.std(parts, 0))):
+        scale = np.abs(expected).max()
+        assert scale > 0
+        np.testing.assert_allclose(found, expected, atol=0.05 * scale)
+    with pytest.raises(SystemExit, match="The model '.*nobody.pt' does not exist"):
+        drawn([str(tmp_path / "nobody.pt")], "refused")
+
+
 def test_what_lies_beyond_the_data_is_refused_or_marked(trained, tmp_path):
     root, spatial_dims = trained
     some(root, tmp_path)
@@ -247,6 +337,8 @@ def test_what_lies_beyond_the_data_is_refused_or_marked(trained, tmp_path):
         ({"strides": [2]}, "strides must have one entry"),
         ({"groups": ["sexx"]}, "Column 'sexx' of groups is not in the table"),
         ({"groups": ["age"]}, "Column 'age' of groups has [0-9]+ values; expected at most 12"),
+        ({"window": "$None", "percentiles": [1, 99]}, "percentiles is .* expected null"),
+        ({"descendants": ["lesion_load"]}, "The descendant 'lesion_load' .* is not in the table"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(trained, tmp_path, overrides, message):
@@ -396,3 +488,46 @@ def test_the_semisynthetic_overlay_is_judged_by_its_truth(tmp_path):
     assert "measured again on decoded images" in html
     assert name in (tmp_path / "eval" / "metrics.md").read_text()
     assert f"True effect {truth['true_ate']:.4f}" in html
+
+
+@pytest.mark.parametrize(
+    ("name", "patients"),
+    [("acdc_semisynthetic", 20), ("nodules_semisynthetic", 40), ("nodules_slices", 60)],
+)
+def test_the_overlays_of_real_cohorts_run(name, patients, tmp_path):
+    data = REPOSITORY.parent / "shared" / "data" / name.split("_")[0]
+    if not data.exists():
+        pytest.skip(f"the cohort is not beside the repository ({data})")
+    table = pd.read_csv(data / "subjects.csv")
+    if "rad_texture" in table:  # so few subjects have no room for rare classes
+        table = table[(table["rad_texture"] > 3) & (table["rad_spiculation"] < 3)]
+        table = table.drop_duplicates("patient")
+    chosen = table["patient"].unique()[:: table["patient"].nunique() // patients]
+    part = table[table["patient"].isin(chosen)].copy()
+    for column in ("image", "mask"):
+        part[column] = [str(data / path) for path in part[column]]
+    part.to_csv(tmp_path / "subjects.csv", index=False)
+    overlay = REPOSITORY / "configs" / "datasets" / f"{name}.yaml"
+    choices = yaml.safe_load(overlay.read_text())
+    overrides = training(tmp_path, 3, dataset_dir=str(tmp_path), max_epochs=1, beta=4.0)
+    del overrides["subjects"], overrides["balance_weight"], overrides["augmentation"]
+    overrides |= {
+        "spacing_mm": choices["spacing_mm"],  # coarser ones would not show the effect
+        "image_size": [count // 2 for count in choices["image_size"]],
+        "channels": [4, 4, 4],
+        "strides": [2, 2, 2],
+        "min_arm": 3,
+        "instrument_steps": 3,
+        "batch_size": 16,
+    }
+    test_bundles.run([CONFIGS / "train.yaml", overlay], overrides)
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert metrics["treatment"]["column"] == choices["treatment"]
+    assert str(metrics["treatment"]["arms"][0]) == str(choices["control"])
+    others = [str(arm) for arm in metrics["treatment"]["arms"][1:]]
+    assert set(metrics["effects"]) == set(others)
+    assert all(np.isfinite(found["region"]["all"]["ate"]) for found in metrics["effects"].values())
+    if "measured" in choices:
+        assert {*metrics["measured"]["instrument"]} == {*choices["measured"]}
+    else:
+        assert metrics["truth"]["true_ate"] != 0

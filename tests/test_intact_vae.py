@@ -260,6 +260,37 @@ def test_missing_covariates_are_masked_within_the_network():
     assert torch.isfinite(network(outcome, treatment, x).reconstruction).all()
 
 
+def test_an_ordinal_covariate_counts_the_steps_that_it_has_reached():
+    encoder = CovariateEncoder((-3, 0))
+    columns = encoder(torch.tensor([[0, 0.5], [1, 0.5], [2, 0.5], [float("nan"), 0.5]]))
+    expected = [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert torch.equal(columns[:, :3], torch.tensor(expected, dtype=columns.dtype))
+    assert torch.equal(columns[:, 3], torch.full((4,), 0.5))
+    assert encoder.columns == 5
+
+
+@pytest.mark.parametrize("wrong", [2.0, -1.0, 0.7, float("inf")])
+@pytest.mark.parametrize("classes", [2, -2], ids=["categorical", "ordinal"])
+def test_a_covariate_that_is_no_class_is_refused(classes, wrong):
+    network = small(covariates=(0, classes))
+    outcome, treatment, *_ = batch(network)
+    x = torch.zeros(6, 2)
+    x[1:3, 1] = torch.tensor([float("nan"), wrong])
+    with pytest.raises(ValueError, match="covariate 1 must hold class numbers, 0 to 1, or NaN"):
+        network(outcome, treatment, x)
+
+
+@pytest.mark.parametrize("wrong", [2, -1])
+def test_a_treatment_that_is_no_arm_is_refused(wrong):
+    network = small()
+    outcome, treatment, x, _ = batch(network)
+    treatment[3] = wrong
+    with pytest.raises(ValueError, match="numbers of arms, 0 to 1"):
+        network.encode(outcome, treatment, x)
+    with pytest.raises(ValueError, match="numbers of arms, 0 to 1"):
+        network.decode(torch.zeros(6, 3), treatment)
+
+
 def test_arms_are_mixed_by_shares_in_the_decoder_and_never_in_the_encoder():
     network = small().eval()
     outcome, treatment, x, _ = batch(network)

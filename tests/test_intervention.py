@@ -203,6 +203,7 @@ def test_roles_give_numbers_with_missing_cells_left_missing_and_travel_with_the_
         ),
         ({"treatment": "wall_thickness_mm"}, "expected classes"),
         ({"descendants": ["age"]}, "declared as a descendant"),
+        ({"descendants": ["ejection_fracton"]}, "descendant .* did you mean 'ejection_fraction'"),
         ({"covariates": {"machine": {"column": "scanner"}}}, "'machine' is the treatment"),
         ({"min_arm": 1000}, "expected at least 1000"),
         ({"covariates": {"nothing": {"kind": "continuous"}}}, "'nothing' has 0 known"),
@@ -214,6 +215,52 @@ def test_roles_that_cannot_be_are_refused(table, changes, message):
         roles(table.assign(nothing=np.nan), **changes)
 
 
+def test_an_arm_that_a_split_cannot_be_judged_by_is_refused_before_training(table):
+    for split in ("val", "test"):
+        given = roles(table)
+        subjects = given.cohort.subjects
+        held = (subjects["split"] == split) & (subjects["scanner"] == "B")
+        assert held.sum() > 2
+        for left in (0, 1, 2):
+            splits = subjects["split"].where(~held | (held.cumsum() <= left), "train")
+            options = {"split_column": "part", "spatial_dims": 2, "check": False}
+            part = subjects.drop(columns=["split", "patient"]).assign(part=splits)
+            cohort = Cohort(part, **options)
+            if left == 2:
+                Roles(cohort, "scanner", COVARIATES, min_arm=5)
+                continue
+            with pytest.raises(
+                CohortError, match=f"arm 'B' .* has {left} patient\\(s\\) in the split '{split}'"
+            ):
+                Roles(cohort, "scanner", COVARIATES, min_arm=5)
+
+
+def test_one_wild_cell_leaves_the_standardisation_of_the_others_as_it_is(table):
+    plain = roles(table)
+    age = plain.cohort.subjects["age"]
+    train = (plain.cohort.subjects["split"] == "train").to_numpy()
+    expected = plain.values(plain.cohort.subjects)[1][:, 0]
+    np.testing.assert_array_equal(expected, (age - age[train].mean()) / age[train].std(ddof=0))
+    for sentinel in (9999.0, -999.0):
+        wild = np.flatnonzero(train)[:2]
+        found = roles(table.assign(age=age.where(~age.index.isin(wild), sentinel)))
+        columns = found.values(found.cohort.subjects)[1]
+        rest = ~age.index.isin(wild)
+        kept = age[train & rest]
+        np.testing.assert_allclose(
+            columns[rest, 0], (age[rest] - kept.mean()) / kept.std(ddof=0), atol=1e-9
+        )
+        assert (covariate_columns(found, columns)[wild, 0] == np.sign(sentinel) * 8).all()
+
+
+def test_an_ordinal_covariate_is_one_for_the_network(table):
+    stage = pd.cut(table["age"], 4, labels=False)
+    given = roles(table.assign(stage=stage), covariates={"stage": {"kind": "ordinal"}})
+    assert given.classes == (-4,)
+    columns = covariate_columns(given, given.values(given.cohort.subjects)[1])
+    np.testing.assert_array_equal(columns[:, :3].sum(1), given.cohort.subjects["stage"])
+
+
 def test_a_treatment_that_is_constant_or_missing_is_refused(table):
     with pytest.raises(CohortError, match="expected at least two"):
         roles(table.assign(scanner="A"))
@@ -222,14 +269,16 @@ def test_a_treatment_that_is_constant_or_missing_is_refused(table):
         roles(table.assign(scanner=cells))
 
 
-def test_a_treatment_that_covariates_say_is_refused_and_the_overlap_is_written(table, tmp_path):
-    copied = table.assign(code=(table["scanner"] == "B").astype(int) * 100)
-    given = roles(copied, covariates={"code": {"kind": "continuous"}})
-    with pytest.raises(CohortError, match="no overlap at all"):
-        announce_overlap(given, tmp_path / "overlap.json")
-    assert not (tmp_path / "overlap.json").exists()
+def test_the_overlap_is_said_and_written(table, tmp_path, caplog):
     given = roles(table)
-    report = announce_overlap(given, tmp_path / "overlap.json")
+    with caplog.at_level("INFO", "medvae"):
+        report = announce_overlap(given, tmp_path / "overlap.json")
+    graph, overlap = (record.getMessage() for record in caplog.records)
+    assert graph == given.graph()
+    counts = table["scanner"].value_counts()
+    assert f"Arms of scanner: A: {counts['A']}, B: {counts['B']}. " in overlap
+    assert f"with AUC {report['auc']:.2f} (chance 0.5)" in overlap
+    assert f"{100 * report['outside']:.0f} % of the subjects lie outside the overlap" in overlap
     assert report["arms"] == table["scanner"].value_counts().to_dict()
     covariates = torch.from_numpy(given.values(table)[1].astype(np.float32))
     found = network_propensity(tmp_path / "overlap.json", given)(covariates)
@@ -237,3 +286,35 @@ def test_a_treatment_that_covariates_say_is_refused_and_the_overlap_is_written(t
     torch.testing.assert_close(found.sum(1), torch.ones(120))
     with pytest.raises(CohortError, match="cannot be read"):
         network_propensity(tmp_path / "none.json", given)
+
+
+def confounded(table, strength, n):
+    """Subjects whose `x` decides the arm: None, its sign, else with that weight in the logit."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=n)
+    probability = x > 0 if strength is None else 1 / (1 + np.exp(-strength * x))
+    arms = generator.random(n) < probability
+    rows = table.drop(columns="patient", errors="ignore").iloc[np.arange(n) % len(table)]
+    ids = [f"subject{number}" for number in range(n)]
+    return rows.assign(id=ids, x=x, scanner=np.where(arms, "B", "A")).reset_index(drop=True)
+
+
+@pytest.mark.parametrize("n", [40, 200])
+def test_a_treatment_that_covariates_say_is_refused(table, tmp_path, n):
+    copied = confounded(table, 0.0, n)
+    copied["code"] = (copied["scanner"] == "B").astype(int) * 100
+    for cohort, name in ((copied, "code"), (confounded(table, None, n), "x")):
+        given = roles(cohort, covariates={name: {"kind": "continuous"}})
+        with pytest.raises(
+            CohortError, match=f"'{name}'.* predict the treatment 'scanner' .*no overlap at all"
+        ):
+            announce_overlap(given, tmp_path / "overlap.json")
+        assert not (tmp_path / "overlap.json").exists()
+
+
+@pytest.mark.parametrize("n", [80, 200])
+def test_strong_confounding_with_some_overlap_is_not_refused(table, tmp_path, n):
+    given = roles(confounded(table, 6.0, n), covariates={"x": {"kind": "continuous"}})
+    report = announce_overlap(given, tmp_path / "overlap.json")
+    assert report["auc"] > 0.9
+    assert 0.2 < report["outside"] < 0.8

@@ -5,6 +5,7 @@ from medvae.data.confounding import confounded_rows, joint_classes
 from medvae.data.errors import CohortError, FileError, configured, or_exit
 from medvae.data.factors import Factor, Factors, balanced_sampler
 from medvae.data.files import Volume, read_image, read_mask
+from medvae.data.imageless import imageless, lend_grid
 from medvae.data.measured import check_and_measure
 from medvae.data.output import check_overwrite, check_results, check_writable, write_text
 from medvae.data.phantom_cohort import phantoms
@@ -40,7 +41,9 @@ __all__ = [
     "configured",
     "confounded_rows",
     "datalist",
+    "imageless",
     "joint_classes",
+    "lend_grid",
     "load_subjects",
     "or_exit",
     "phantoms",

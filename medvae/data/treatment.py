@@ -17,11 +17,15 @@ from medvae.data.cohort import Cohort
 from medvae.data.errors import CohortError, listing, suggestion
 from medvae.data.factors import Factor, defined
 from medvae.data.output import write_text
+from medvae.data.split import patient_of
 from medvae.data.subjects import load_subjects
 
 __all__ = ["Roles", "assign_treatment"]
 
 Array = npt.NDArray[np.float64]
+
+JUDGED = 2  # patients of an arm in a split: one to judge by a model that has seen the other
+WILD = 10.0  # interquartile ranges from the median: 13 sd of a normal distribution
 
 
 class Roles:
@@ -37,8 +41,10 @@ class Roles:
             such as `{kind: continuous}`; an empty one is a categorical column.
         descendants: columns that the treatment changes, which are refused as covariates.
         control: the class that is arm 0; None: the first in order.
-        min_arm: the least number of training rows of every arm.
+        min_arm: the least number of training rows of every arm. Of val and test it must have 2
+            patients each, where there are such rows.
         state: the roles of a trained model, or their file; nothing is fitted then.
+        untreated: whether rows may lack the treatment, as those that no image is read of.
 
     Attributes:
         cohort: the cohort.
@@ -47,7 +53,8 @@ class Roles:
 
     Raises:
         CohortError: one arm only, or one too small, a row without treatment, a covariate that is
-            the treatment, a declared descendant, unknown or never given.
+            the treatment, a declared descendant, unknown or never given, or a descendant that is
+            no column.
     """
 
     def __init__(
@@ -59,8 +66,9 @@ class Roles:
         control: int | str | None = None,
         min_arm: int = 20,
         state: str | Path | None = None,
+        untreated: bool = False,
     ) -> None:
-        self.cohort = cohort
+        self.cohort, self.untreated = cohort, untreated
         if state is not None:
             self._load(Path(state))
             self.values(cohort.subjects)  # an arm or a class that was not trained is refused now
@@ -72,15 +80,8 @@ class Roles:
         self._treatment = _with_control(Factor(treatment).fitted(train), control)
         chosen = [defined(name, given or {}) for name, given in (covariates or {}).items()]
         self._check(chosen)
-        self._covariates = tuple(factor.fitted(train) for factor in chosen)
-        numbers = self.values(cohort.subjects)[0]
-        counts = np.bincount(numbers[(cohort.subjects["split"] == "train").to_numpy()])
-        for arm, count in zip(self.arms, counts.tolist(), strict=True):
-            if count < min_arm:
-                raise CohortError(
-                    f"The arm {arm!r} of the treatment '{treatment}' has {count} training row(s); "
-                    f"expected at least {min_arm} (min_arm)."
-                )
+        self._covariates = tuple(_fitted(factor, train) for factor in chosen)
+        self._check_arms(min_arm)
 
     @property
     def treatment(self) -> str:
@@ -99,8 +100,9 @@ class Roles:
 
     @property
     def classes(self) -> tuple[int, ...]:
-        """Classes of each covariate, 0 for a continuous one: see `CovariateEncoder`."""
-        return tuple(0 if f.kind == "continuous" else f.outputs for f in self._covariates)
+        """Classes of each covariate as `CovariateEncoder` counts them: negative if ordinal."""
+        sign = {"continuous": 0, "ordinal": -1, "categorical": 1}
+        return tuple(sign[factor.kind] * factor.outputs for factor in self._covariates)
 
     def arm(self, name: int | str) -> int:
         """The number of an arm by its class.
@@ -119,11 +121,14 @@ class Roles:
     def values(self, subjects: pd.DataFrame) -> tuple[npt.NDArray[np.int64], Array]:
         """Arms (N,) and covariates (N, K): class numbers or standardised, NaN where missing.
 
+        An arm is -1 where it is missing and may be.
+
         Raises:
-            CohortError: a row without treatment, or with a class that no training row has.
+            CohortError: a row without treatment that must have it, or with a class that no
+                training row has.
         """
         arms = self._treatment.values(subjects)
-        if np.isnan(arms).any():
+        if np.isnan(arms).any() and not self.untreated:
             empty = subjects["id"][np.isnan(arms)]
             raise CohortError(
                 f"The treatment '{self.treatment}' is missing in {listing(empty)}; expected an arm "
@@ -131,7 +136,7 @@ class Roles:
             )
         columns = [factor.values(subjects) for factor in self._covariates]
         covariates = np.stack(columns, 1) if columns else np.zeros((len(subjects), 0))
-        return arms.astype(np.int64), covariates
+        return np.nan_to_num(arms, nan=-1).astype(np.int64), covariates
 
     def datalist(self, split: str | None = None) -> list[dict[str, Any]]:
         """The cohort's items with the keys `treatment`, a number, and `covariates`, (K,) floats."""
@@ -186,7 +191,36 @@ class Roles:
                 "that training wrote beside its model."
             ) from error
 
+    def _check_arms(self, min_arm: int) -> None:
+        """Refuse an arm that is too small to train on, or in a split to be judged there."""
+        table = self.cohort.subjects
+        numbers, patients = self.values(table)[0], np.array(patient_of(table, self.cohort.patient))
+        for number, arm in enumerate(self.arms):
+            rows = {
+                split: (numbers == number) & (table["split"] == split).to_numpy()
+                for split in table["split"].unique()
+            }
+            if (count := int(rows["train"].sum())) < min_arm:
+                raise CohortError(
+                    f"The arm {arm!r} of the treatment '{self.treatment}' has {count} training "
+                    f"row(s); expected at least {min_arm} (min_arm)."
+                )
+            for split in ("val", "test"):
+                if split in rows and (count := len(set(patients[rows[split]]))) < JUDGED:
+                    raise CohortError(
+                        f"The arm {arm!r} of the treatment '{self.treatment}' has {count} "
+                        f"patient(s) in the split '{split}'; expected at least {JUDGED}, by more "
+                        "subjects, other fractions or another split_seed."
+                    )
+
     def _check(self, covariates: Sequence[Factor]) -> None:
+        known = [*map(str, self.cohort.subjects), *(factor.name for factor in covariates)]
+        for name in self.descendants:
+            if name not in known:
+                raise CohortError(
+                    f"The descendant '{name}' of the treatment '{self.treatment}' is not in the "
+                    f"table; {suggestion(name, known)}"
+                )
         for factor in covariates:
             column = factor.column or factor.name
             if column == self.treatment:
@@ -259,6 +293,25 @@ def _standard(values: Array, name: str) -> Array:
         raise CohortError(f"Column '{name}' does not vary; expected at least two values.")
     found: Array = np.nan_to_num((values - np.nanmean(values)) / spread)
     return found
+
+
+def _fitted(factor: Factor, train: pd.DataFrame) -> Factor:
+    """The factor with the mean and sd of its cells, without those on a wild scale.
+
+    A sentinel such as 9999 among ages would else make all other subjects alike. Where half of the
+    rows are equal there is no scale to tell it by, and all cells count.
+    """
+    found = factor.fitted(train)
+    if found.kind != "continuous":
+        return found
+    known = found.values(train)
+    known = known[~np.isnan(known)]
+    low, middle, high = np.quantile(known, [0.25, 0.5, 0.75])
+    kept = known[np.abs(known - middle) <= WILD * (high - low)]
+    if high == low or len(kept) == len(known):
+        return found
+    mean, sd = found.mean + found.sd * float(kept.mean()), found.sd * float(kept.std())
+    return replace(found, mean=mean, sd=sd)
 
 
 def _with_control(factor: Factor, control: int | str | None) -> Factor:

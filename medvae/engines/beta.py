@@ -27,6 +27,7 @@ from medvae.engines.intact import TreatmentData, train_intact
 from medvae.explain.maps import evaluating
 from medvae.losses import IntactVAELoss, gaussian_nll
 from medvae.metrics import treatment_predictability
+from medvae.metrics.intervals import rows_by_patient
 from medvae.networks import IntactVAE
 
 __all__ = [
@@ -55,7 +56,7 @@ class BetaScore:
         log_likelihood: held-out, nats per subject, the mean of the arms' means.
         by_arm: the same of each arm.
         deficit: how far it lies below the best of the balanced betas, paired by subjects.
-        standard_error: of that.
+        standard_error: of that, by patients.
         predictability: see `medvae.metrics.treatment_predictability`; chance is about 0.
         reconstruction: mean squared error, which does not enter the rule.
     """
@@ -106,6 +107,7 @@ def choose_beta(
     device: str | torch.device = "cpu",
     progress: bool = False,
     balance_weight: float = 0.0,
+    patients: npt.ArrayLike | None = None,
 ) -> BetaChoice:
     """Train one network for each beta and choose by the rule.
 
@@ -127,9 +129,11 @@ def choose_beta(
         device: where to compute.
         progress: show bars.
         balance_weight: see `IntactVAELoss`.
+        patients: patient of each row of `val`, shape (N,); None = one per row. Rows of one are not
+            independent: a fold holds them all, and they count as one in the standard error.
 
     Raises:
-        ValueError: for an empty grid.
+        ValueError: for an empty grid, or another number of patients than rows.
     """
     if not grid:
         raise ValueError("grid is empty, expected at least one beta")
@@ -150,14 +154,14 @@ def choose_beta(
             progress=progress,
         )
         likelihoods.append(log_likelihood(network, val, seed=seed, device=device).cpu().numpy())
-        scores.append(_score(network, val, beta, likelihoods[-1], seed, device))
+        scores.append(_score(network, val, beta, likelihoods[-1], seed, device, patients))
         logger.info(
             "beta %g: %.1f nats, codes tell the treatment by %.3f beyond the covariates",
             beta,
             scores[-1].log_likelihood,
             scores[-1].predictability,
         )
-    return apply_rule(scores, likelihoods, val.treatment.cpu().numpy())
+    return apply_rule(scores, likelihoods, val.treatment.cpu().numpy(), patients)
 
 
 def given_or_chosen(
@@ -180,7 +184,7 @@ def given_or_chosen(
         train: items of the training split.
         val: items of the validation split.
         prepare_batch: as in training.
-        options: of `choose_beta`.
+        options: of `choose_beta`, such as `patients` of the validation items.
     """
     if beta is not None:
         return float(beta)
@@ -215,7 +219,10 @@ def _in_memory(items: Iterable[Mapping[str, Any]], prepare: Callable[..., Any]) 
 
 
 def apply_rule(
-    scores: Sequence[BetaScore], likelihoods: Sequence[Array], treatment: npt.NDArray[np.intp]
+    scores: Sequence[BetaScore],
+    likelihoods: Sequence[Array],
+    treatment: npt.NDArray[np.intp],
+    patients: npt.ArrayLike | None = None,
 ) -> BetaChoice:
     """Choose among betas; see `choose_beta`.
 
@@ -223,6 +230,7 @@ def apply_rule(
         scores: of each beta.
         likelihoods: of every subject by each beta, (N,).
         treatment: arms, (N,).
+        patients: see `choose_beta`.
     """
     candidates = [i for i, score in enumerate(scores) if score.balanced]
     if not candidates:
@@ -234,11 +242,22 @@ def apply_rule(
     for score, likelihood in zip(scores, likelihoods, strict=True):
         gap = likelihoods[top] - likelihood
         deficit = float(np.mean([gap[rows].mean() for rows in arms]))
-        variance = sum(gap[rows].var() / rows.sum() for rows in arms) / len(arms) ** 2
-        judged.append(replace(score, deficit=deficit, standard_error=float(np.sqrt(variance))))
+        error = _standard_error(gap, arms, patients)
+        judged.append(replace(score, deficit=deficit, standard_error=error))
     worth = log(len(arms))
     near = [i for i in candidates if judged[i].deficit <= max(judged[i].standard_error, worth)]
     return BetaChoice(max(judged[i].beta for i in near), True, tuple(judged))
+
+
+def _standard_error(
+    gap: Array, arms: Sequence[npt.NDArray[np.bool_]], patients: npt.ArrayLike | None
+) -> float:
+    """Of the mean of the arms' means, with rows of one patient as one draw (Liang, Zeger 1986)."""
+    share = np.zeros(len(gap))  # what each row adds to the deficit, beyond its arm's mean
+    for rows in arms:
+        share[rows] = (gap[rows] - gap[rows].mean()) / (rows.sum() * len(arms))
+    of_patients = [share[rows].sum() for rows in rows_by_patient(patients, len(gap))]
+    return float(np.linalg.norm(of_patients))
 
 
 def _score(
@@ -248,6 +267,7 @@ def _score(
     likelihood: Array,
     seed: int,
     device: str | torch.device,
+    patients: npt.ArrayLike | None,
 ) -> BetaScore:
     """What the rule sees of a trained network."""
     arms = val.treatment.cpu().numpy()
@@ -259,7 +279,7 @@ def _score(
             means.append(output.mean.cpu())
             errors.append((output.reconstruction - batch.outcome).square().flatten(1).mean(1).cpu())
         columns = network.covariate_encoder(val.covariates.to(device)).cpu().numpy()
-    gain = treatment_predictability(torch.cat(means).numpy(), columns, arms, seed=seed)
+    gain = treatment_predictability(torch.cat(means).numpy(), columns, arms, patients, seed)
     error = float(torch.cat(errors).mean())
     return BetaScore(beta, float(np.mean(by_arm)), by_arm, gain, error)
 

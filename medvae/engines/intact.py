@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,6 +99,7 @@ class IntactEvaluationStep:
 
     Args:
         inferer: what is added for each batch, such as by a `medvae.explain.CounterfactualInferer`.
+            One whose `alone` is true reads neither image nor own arm: what is of these is left out.
     """
 
     def __init__(self, inferer: Callable[..., dict[str, Tensor]] | None = None) -> None:
@@ -112,18 +113,24 @@ class IntactEvaluationStep:
         network = getattr(engine.network, "module", engine.network)  # under DDP
         network.eval()
         given = targets["treatment"], targets["covariates"]
-        with torch.no_grad():
-            found = network.autoencode(image, *given)
-        output = {name: getattr(found, name) for name in CODES}
-        output["pred"] = found.reconstruction
-        output["nll"] = gaussian_nll(image, found.reconstruction, found.noise_log_var)
-        output["kl"] = kl_normal(*(output[name].float() for name in CODES))
+        alone = getattr(self.inferer, "alone", False)
+        output = {} if alone else self._factual(network, image, *given)
         if self.inferer is not None:
             output |= self.inferer(image, network, *given)
         engine.state.output = {**output, **targets}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
+
+    @staticmethod
+    def _factual(network: Any, image: Tensor, *given: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            found = network.autoencode(image, *given)
+        output = {name: getattr(found, name) for name in CODES}
+        output["pred"] = found.reconstruction
+        output["nll"] = gaussian_nll(image, found.reconstruction, found.noise_log_var)
+        output["kl"] = kl_normal(*(output[name].float() for name in CODES))
+        return output
 
 
 class ObjectiveScore(EpochScore):
@@ -145,8 +152,9 @@ class ObjectiveScore(EpochScore):
 class CounterfactualWriter(TableWriter):
     """Handler that writes one row of a CSV for each subject: what was asked, and can it be said.
 
-    Columns: id, the arm that was given (`own`) and asked for (`target`), `strength`,
-    `extrapolated`, `outside_overlap` and `mean_difference` (of the network's image).
+    Columns: id, the arm that was given (`own`, empty where unknown) and asked for (`target`),
+    `strength`, `extrapolated`, `outside_overlap`, `mean_difference` (of the network's image) and
+    the `grid` that images are written on: the subject's, or the network's where it has no image.
 
     Args:
         path: the CSV.
@@ -154,6 +162,7 @@ class CounterfactualWriter(TableWriter):
         target: number of the arm that is asked for.
         strength: how far towards it.
         overwrite: replace an existing file.
+        imageless: ids of the subjects that have no image.
     """
 
     def __init__(
@@ -163,9 +172,11 @@ class CounterfactualWriter(TableWriter):
         target: int,
         strength: float = 1.0,
         overwrite: bool = False,
+        imageless: Collection[str] = (),
     ) -> None:
         super().__init__(path, overwrite)
         self.arms, self.target, self.strength = tuple(arms), target, strength
+        self.imageless = frozenset(imageless)
 
     def rows(self, engine: Engine) -> list[Row]:
         """Return a row for each subject."""
@@ -175,12 +186,13 @@ class CounterfactualWriter(TableWriter):
         return [
             {
                 "id": subject,
-                "own": self.arms[arm],
+                "own": self.arms[arm] if arm >= 0 else None,
                 "target": self.arms[self.target],
                 "strength": self.strength,
                 "extrapolated": not 0 <= self.strength <= 1,
                 "outside_overlap": out,
                 "mean_difference": mean,
+                "grid": "network" if subject in self.imageless else "subject",
             }
             for subject, arm, out, mean in zip(
                 engine.state.batch["id"], own, outside, means, strict=True

@@ -102,6 +102,8 @@ def from_covariates(
     network: IntactVAE | Sequence[IntactVAE],
     covariates: Tensor,
     target: int | Tensor,
+    strength: float = 1.0,
+    extrapolate: bool = False,
     samples: int = 16,
     probabilities: Tensor | None = None,
     limit: float = 0.05,
@@ -118,6 +120,8 @@ def from_covariates(
         network: as in `counterfactual`, as all others.
         covariates: shape (B, K).
         target: the arm asked for.
+        strength: how far from arm 0 (0) to the target (1).
+        extrapolate: allow a strength outside [0, 1], which no subject had.
         samples: draws from the prior.
         probabilities: propensity of every arm, (B, T).
         limit: the least probability of an arm inside the overlap.
@@ -128,15 +132,16 @@ def from_covariates(
         With the difference to arm 0; the uncertainty is that of the outcome.
 
     Raises:
-        ValueError: for an arm that does not exist.
+        ValueError: for a strength outside [0, 1] unless asked for, or an arm that does not exist.
     """
     networks = _networks(network)
     asked = _arms(target, networks[0].treatments, len(covariates), covariates.device)
+    _check_strength(strength, extrapolate)
     with _quiet(networks):
         codes = [each.prior(covariates, context) for each in networks]
-        reference = torch.zeros_like(asked)
+        zero = torch.zeros_like(asked)
         return _decoded(
-            networks, codes, reference, asked, 1.0, samples, seed, probabilities, limit, False
+            networks, codes, zero, asked, strength, samples, seed, probabilities, limit, False
         )
 
 
@@ -277,7 +282,15 @@ class CounterfactualInferer(Inferer):
         known = None if self.probabilities is None else self.probabilities(covariates)
         if self.alone:
             found = from_covariates(
-                networks, covariates, self.target, self.samples, known, self.limit, seed=self.seed
+                networks,
+                covariates,
+                self.target,
+                self.strength,
+                self.extrapolate,
+                self.samples,
+                known,
+                self.limit,
+                seed=self.seed,
             )
         else:
             found = counterfactual(

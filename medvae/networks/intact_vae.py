@@ -167,6 +167,9 @@ class IntactVAE(nn.Module):
         Args:
             covariates: shape (B, K), see `CovariateEncoder`.
             image: of the covariates, (B, C, *S), where the outcome is tabular and has one.
+
+        Raises:
+            ValueError: for covariates that are no class's number, see `CovariateEncoder`.
         """
         return self._prior(self._known(covariates, image))
 
@@ -187,7 +190,7 @@ class IntactVAE(nn.Module):
             image: as in `prior`.
 
         Raises:
-            ValueError: for a treatment that is no arm's number.
+            ValueError: for a treatment that is no arm's number, or covariates as in `prior`.
         """
         known = self._known(covariates, image)
         return self._posterior(outcome, treatment, known, self._prior(known))
@@ -199,6 +202,9 @@ class IntactVAE(nn.Module):
             z: codes, shape (B, D).
             treatment: numbers of arms, shape (B,), or shares of the arms, floats of shape (B, T):
                 between arms a share of each; beyond them shares below 0 and above 1.
+
+        Raises:
+            ValueError: for a treatment that is no arm's number, or another shape.
         """
         arms = self._arms(treatment).to(z.dtype)
         found = self.expand(torch.cat([z, arms], 1))
@@ -291,6 +297,11 @@ class IntactVAE(nn.Module):
             return treatment
         if treatment.dim() != 1:
             raise ValueError(f"treatment must have shape (B,), found {tuple(treatment.shape)}")
+        if ((treatment < 0) | (treatment >= self.treatments)).any():
+            raise ValueError(
+                f"treatment must hold numbers of arms, 0 to {self.treatments - 1}, found "
+                f"{treatment.min()} to {treatment.max()}"
+            )
         return F.one_hot(treatment.long(), self.treatments).float()
 
 

@@ -8,7 +8,12 @@ from medvae.report.examples import Examples
 from medvae.report.leakage_plots import plot_embeddings, plot_leakage
 from medvae.report.manipulation import ManipulationEvaluation
 from medvae.report.map_montage import MapMontaged, plot_maps
-from medvae.report.overlap import announce_overlap, load_propensity, network_propensity
+from medvae.report.overlap import (
+    announce_overlap,
+    load_propensity,
+    network_propensity,
+    patients_of,
+)
 from medvae.report.page import (
     Page,
     Run,
@@ -63,6 +68,7 @@ __all__ = [
     "merge_answers",
     "metrics_table",
     "network_propensity",
+    "patients_of",
     "plot_codes",
     "plot_curves",
     "plot_embeddings",

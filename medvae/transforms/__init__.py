@@ -9,7 +9,7 @@ from medvae.transforms.loading import LoadSubjectd
 from medvae.transforms.masks import MaskBackgroundd
 from medvae.transforms.measuring import MeasureAttributesd
 from medvae.transforms.n4 import N4BiasFieldCorrectiond
-from medvae.transforms.pipeline import preprocessing
+from medvae.transforms.pipeline import no_percentiles, preprocessing
 from medvae.transforms.saving import SaveSubjectd
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "RandArtefactd",
     "ResampleToGridd",
     "SaveSubjectd",
+    "no_percentiles",
     "preprocessing",
 ]

@@ -15,12 +15,13 @@ from monai.transforms import (
 )
 from monai.utils import ensure_tuple
 
+from medvae.data.errors import CohortError
 from medvae.transforms.affines import PlanarAffined
 from medvae.transforms.grid import ResampleToGridd
 from medvae.transforms.loading import LoadSubjectd
 from medvae.transforms.masks import MaskBackgroundd
 
-__all__ = ["preprocessing"]
+__all__ = ["no_percentiles", "preprocessing"]
 
 
 def preprocessing(
@@ -125,6 +126,21 @@ def preprocessing(
     )
     steps.append(EnsureTyped(names, dtype=torch.float32, **optional))
     return Compose(steps)
+
+
+def no_percentiles(percentiles: Sequence[float] | None) -> None:
+    """Return None, or refuse percentiles where intensities of images are compared.
+
+    They scale every image on its own, and so take an effect on its brightness or contrast away.
+
+    Raises:
+        CohortError: percentiles are given.
+    """
+    if percentiles is not None:
+        raise CohortError(
+            f"percentiles is {percentiles}, which would scale every image on its own and hide "
+            "effects on its intensities; expected null, and one window for all images."
+        )
 
 
 def _check(
