@@ -70,7 +70,8 @@ class StylexSearch:
         quantiles: see `medvae.explain.attfind`.
         keep: share of the coordinates that gradients select for the search; 1: all are searched.
         audit: see `medvae.explain.screened_attfind`.
-        artefact_limit: change of the discriminator's score that rejects an edit; None: none does.
+        artefact_limit: change of the discriminator's score that rejects a coordinate, whichever way
+            it is moved; None: none is.
         shown_change: of the probability, for a pair of images to be shown.
         judge_steps: batches that the judge is trained on.
         batch_size: see `medvae.explain.attfind`.
@@ -218,24 +219,40 @@ class StylexSearch:
         return effects, screening._asdict()
 
     def _edits(self, effects: StyleEffects, found: Encoded) -> dict[int, list[Edit]]:
-        """Return by class the edits that lead to it, the best first."""
+        """Return by class the edits that lead to it, the best first.
+
+        A coordinate that is rejected is so for all classes and both ways; what comes in its place
+        is judged as well.
+        """
         classes = effects.head(effects.base, self.task).shape[1]
-        lists: dict[int, list[Edit]] = {}
+        given = effects.predicted(self.task)
         for target in range(classes):
-            gains = class_gains(effects, self.task, target)
-            if len(gains) == 0:
+            if (given == target).all():
                 logger.warning(
                     "All %d reconstructions that are searched are of class %d of '%s': nothing "
                     "leads to it. The generator may not show yet what the classifier sees.",
                     *(len(found.ids), target, self.task),
                 )
-            enough = self.enough(effects, target)
-            chosen = select(gains, self.count, enough)
-            wrong = self._artefacts(effects, found, chosen, target)
-            if wrong:
-                pairs = [(edit.direction, edit.coordinate) for edit in wrong]
-                chosen = select(gains, self.count, enough, pairs)
-            lists[target] = chosen
+        rejected: set[int] = set()
+        while True:
+            excluded = [(direction, k) for k in sorted(rejected) for direction in (0, 1)]
+            lists = {
+                target: select(
+                    class_gains(effects, self.task, target),
+                    self.count,
+                    self.enough(effects, target),
+                    excluded,
+                )
+                for target in range(classes)
+            }
+            wrong = {
+                edit.coordinate
+                for target, edits in lists.items()
+                for edit in self._artefacts(effects, found, edits, target)
+            }
+            if not wrong:
+                break
+            rejected |= wrong
         if classes == 2:
             merged = merge_classes(effects, self.task, lists[1], 1, lists[0])[: self.count]
             back = [edit._replace(direction=1 - edit.direction) for edit in merged]
@@ -276,9 +293,10 @@ class StylexSearch:
             return [(edit, rarer) for edit in lists[rarer]]
         every = [(edit, target) for target, edits in lists.items() for edit in edits]
         every.sort(key=lambda pair: -pair[0].score)
-        first = {edit.coordinate: (edit, target) for edit, target in reversed(every)}
-        ordered = [pair for pair in every if first[pair[0].coordinate] is pair]
-        return ordered[: self.count]
+        first: dict[int, tuple[Edit, int]] = {}
+        for edit, target in every:
+            first.setdefault(edit.coordinate, (edit, target))
+        return list(first.values())[: self.count]
 
     def _compare(
         self,
