@@ -322,3 +322,29 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(trained, tmp_path):
     train = partial(run, ["train.yaml"])
     left = test_bundles.left_and_resumed(train, settings, root, tmp_path)
     assert {"trained", "optimizer_d", "loss"} <= left.keys()
+
+
+def test_a_run_that_begins_anew_leaves_nothing_of_an_earlier_one(tmp_path):
+    phantoms(tmp_path / "data", 40, spatial_dims=2)
+    first = training(tmp_path, 2, classifier_steps=2, run=["$@classifier"])
+    run(["train.yaml"], first)
+    path = tmp_path / "models" / "classifier.pt"
+    weights = torch.load(path, weights_only=True)
+    mine = tmp_path / "eval" / "pairs" / "notes.txt"
+    searched = tmp_path / "eval" / "search" / "audit" / "search.json"
+    picture = tmp_path / "eval" / "pairs" / "attribute01" / "a" / "a_after.nii.gz"
+    for made in (mine, searched, picture, tmp_path / "models" / "model.pt"):
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.touch()
+    with pytest.raises(SystemExit, match="model.pt.*search.json.*already there"):
+        run(["train.yaml"], first | {"seed": 1})
+    assert searched.exists()
+    given = {"classifier_file": str(path), "classifier_def": "$torch.nn.Flatten()"}
+    run(["train.yaml"], first | given | {"run": ["$None"], "overwrite": True})
+    assert path.exists()  # as it was given
+    assert mine.exists()
+    assert not searched.exists()
+    assert not picture.exists()
+    run(["train.yaml"], first | {"seed": 1, "overwrite": True})
+    again = torch.load(path, weights_only=True)
+    assert not all(torch.equal(again[name], value) for name, value in weights.items())
