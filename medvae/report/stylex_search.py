@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from medvae.data import CohortError, Factors, write_text
+from medvae.data import Factors, write_text
 from medvae.explain import (
     Edit,
     StyleEffects,
@@ -30,6 +30,7 @@ from medvae.metrics import associations, co_acting
 from medvae.networks import StylEx
 from medvae.networks.checkpoint import load_weights
 from medvae.networks.stylex import Shown
+from medvae.report.stylex_checks import check_explanation
 from medvae.report.stylex_effects import edit_report
 from medvae.report.stylex_flags import flag_confounders
 from medvae.report.stylex_flips import flip_report
@@ -130,9 +131,10 @@ class StylexSearch:
         """Search, judge, write everything and return what `attributes.json` holds.
 
         Raises:
-            CohortError: a covariate or confounder that the table does not have.
+            CohortError: see `check_explanation`, which is to be asked before a training.
         """
-        self._check()
+        heads = self.network.heads
+        check_explanation(self.factors, heads, self.task, self.covariates, self.confounders)
         if self.checkpoint is not None:
             load_weights(self.network, self.checkpoint, self.device)
         found = self._encoded(self.search, self.images)
@@ -186,23 +188,6 @@ class StylexSearch:
         return encode_images(
             self.network, self.classifier, data, self.prepare_batch, self.device, count
         )
-
-    def _check(self) -> None:
-        table = self.factors.cohort.subjects
-        for name in self.covariates:
-            if name not in table:
-                raise CohortError(
-                    f"The covariate '{name}' is not in the table; expected one of "
-                    f"{[c for c in table if c not in ('id', 'image', 'mask', 'split')]}, or a "
-                    "measured attribute that `attributes` also names."
-                )
-        known = (*self.covariates, *self.network.heads)
-        for name in self.confounders:
-            if name not in known:
-                raise CohortError(
-                    f"The confounder '{name}' is neither a covariate nor a head; expected one of "
-                    f"{list(known)}."
-                )
 
     def _effects(self, styles: Tensor) -> tuple[StyleEffects, dict[str, Any] | None]:
         options: dict[str, Any] = {
