@@ -10,6 +10,7 @@ import subprocess
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ from medvae.data import CohortError, phantoms, write_text
 from medvae.data import record as run_record
 from medvae.data.record import data_fingerprint, settings_difference
 from medvae.engines import checkpoint
-from medvae.engines.checkpoint import Checkpoint, _write
+from medvae.engines.checkpoint import Checkpoint, _write, check_run
 from medvae.report.evaluation import Evaluation
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
@@ -161,6 +162,26 @@ def test_a_run_that_no_epoch_of_was_done_is_begun_anew_with_other_settings(cohor
     assert torch.load(tmp_path / "models" / "checkpoint.pt", weights_only=True)["epoch"] == 0
     run([CONFIGS / "train.yaml"], settings | {"latent_dim": 7})
     assert weights(tmp_path)["log_var.bias"].shape == (7,)
+
+
+def test_parts_of_an_earlier_run_go_where_one_begins_anew(tmp_path):
+    models, part = tmp_path / "models", tmp_path / "models" / "classifier.pt"
+    models.mkdir()
+    check = partial(check_run, models, tmp_path, parts=[(models, "classifier.*")])
+    part.touch()
+    with pytest.raises(CohortError, match="classifier.pt' are already there"):
+        check()  # whoever put it there
+    (models / "run.json").touch()
+    check()  # a run that was killed before its first checkpoint
+    assert not part.exists()
+    for name in ("classifier.pt", "model.pt"):
+        (models / name).touch()
+    with pytest.raises(CohortError, match="model.pt', .*classifier.pt' are already there"):
+        check()
+    assert part.exists()
+    check(overwrite=True)
+    assert not part.exists()
+    assert (models / "model.pt").exists()
 
 
 def test_select_last_keeps_the_last_epoch(cohort, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,13 @@ from medvae.losses import (
     r1_penalty,
 )
 from medvae.losses.adversarial import path_lengths
-from medvae.networks import FactorClassifier, FrozenClassifier, StylEx, load_classifier
+from medvae.networks import (
+    FactorClassifier,
+    FrozenClassifier,
+    StylEx,
+    check_layers,
+    load_classifier,
+)
 
 both = pytest.mark.parametrize("spatial_dims", [2, 3])
 HEADS = {"dx": 3, "sex": 1}
@@ -223,6 +230,10 @@ def test_encoder_inputs_alone_leave_the_mapping_network_out():
         step(engine, {"image": images(2) * torch.nan, "id": list("abcd")})
 
 
+def _unsaid():
+    raise AssertionError  # as an exported program raises it, without a word
+
+
 class Odd(nn.Module):
     """A classifier with one peculiarity."""
 
@@ -234,6 +245,8 @@ class Odd(nn.Module):
         values = image.flatten(1)[:, :2] * 4
         return {
             "softmax": lambda: values.softmax(1),
+            "sigmoid": lambda: values.sigmoid(),
+            "pairs": lambda: (values + torch.tensor(0.1)) if len(image) == 4 else _unsaid(),
             "constant": lambda: torch.zeros_like(values) + 0.3,
             "nan": lambda: values * torch.nan,
             "chance": lambda: nn.functional.dropout(values + 1, 0.5, True),
@@ -245,21 +258,34 @@ class Odd(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("kind", "outputs", "sentence"),
+    ("kind", "heads", "outputs", "sentence"),
     [
-        ("softmax", "logits", "add up to 1; expected outputs: probabilities"),
-        ("good", "probabilities", "is said to return probabilities"),
-        ("constant", "logits", "says the same of all 4 images"),
-        ("nan", "logits", "not finite"),
-        ("chance", "logits", "change from call to call"),
-        ("batch", "logits", "depends on the others of its batch"),
-        ("wide", "logits", r"returns \(4, 3\) for 4 images; expected \(4, 2\)"),
-        ("channels", "logits", r"refuses images of shape \(4, 1, 16, 16\)"),
+        ("softmax", [2], "logits", "add up to 1; expected classifier_outputs: probabilities"),
+        (
+            "sigmoid",
+            [1, 1],
+            "logits",
+            r"lie in \[0, 1\] for all 4 images; expected classifier_outp",
+        ),
+        ("good", [2], "probabilities", "is said to return probabilities"),
+        ("constant", [2], "logits", "^The classifier says the same of all 4 images"),
+        ("nan", [2], "logits", "not finite"),
+        ("chance", [2], "logits", "change from call to call"),
+        ("batch", [2], "logits", "depends on the others of its batch"),
+        (
+            "wide",
+            [2],
+            "logits",
+            r"^The classifier returns \(4, 3\) for 4 images; expected \(4, 2\)",
+        ),
+        ("channels", [2], "logits", r"refuses images of shape \(4, 1, 16, 16\)"),
+        ("pairs", [2], "logits", r"refuses images of shape \(1, 1, 16, 16\) \(AssertionError\)"),
     ],
 )
-def test_a_classifier_that_does_not_fit_is_refused_in_a_sentence(kind, outputs, sentence):
+def test_a_classifier_that_does_not_fit_is_refused_in_a_sentence(kind, heads, outputs, sentence):
+    named = dict(zip(("dx", "sex"), heads, strict=False))
     with pytest.raises(CohortError, match=sentence):
-        FrozenClassifier(Odd(kind), {"dx": 2}, outputs).check(images(2) + normal(1, 4, 1, 16, 16))
+        FrozenClassifier(Odd(kind), named, outputs).check(images(2) + normal(1, 4, 1, 16, 16))
 
 
 def test_a_classifier_stays_as_it_is():
@@ -267,6 +293,10 @@ def test_a_classifier_stays_as_it_is():
     classifier.check(images(2))
     nn.Sequential(classifier).train()
     assert not classifier.training
+    FrozenClassifier(Odd("good"), {"dx": 1, "sex": 1}, "logits").check(images(2))
+    sigmoids = FrozenClassifier(Odd("sigmoid"), {"dx": 1, "sex": 1}, "probabilities")
+    sigmoids.check(images(2))
+    torch.testing.assert_close(sigmoids(images(2)), classifier(images(2)))
     soft = FrozenClassifier(Odd("softmax"), {"dx": 2}, "probabilities")
     soft.check(images(2))
     torch.testing.assert_close(soft(images(2)).softmax(1), classifier(images(2)).softmax(1))
@@ -322,8 +352,44 @@ def test_any_file_of_a_classifier_gives_the_same_answers(kind, tmp_path):
     assert x.grad.abs().max() > 0
     assert not any(p.requires_grad for p in classifier.parameters())
     if kind in ("script", "export"):
-        with pytest.raises(ValueError, match="shows none of its layers"):
-            classifier.features(x)
+        for show in (partial(classifier.features, x), partial(check_layers, classifier.network)):
+            with pytest.raises(CohortError, match="shows no layer.* expected perceptual: none"):
+                show()
+    else:
+        check_layers(classifier.network)
+        assert len(classifier.features(x)) == 1
+
+
+def test_a_network_without_a_linear_layer_is_asked_for_its_layers():
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(CohortError, match="or feature_layers"):
+        check_layers(network)
+    check_layers(network, ["0"])
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"num_channels": 3}, r"takes images of 3 channel\(s\), and in_channels is 1; expected"),
+        ({"spatial_shape": [32, 16]}, r"image_size is \[16, 16\]; expected image_size \[32, 16\]"),
+        ({"spatial_shape": [16, 16, 16]}, "image_size is"),
+        ({"value_range": [0, 255]}, r"classifier_scale is \[2.0, -1.0\]; .* \[255.0, 0.0\]"),
+        ({"num_channels": 1, "spatial_shape": [16, 16], "value_range": [-1, 1]}, None),
+        ({"spatial_shape": ["8*n", "8*n"], "value_range": []}, None),
+        (None, None),
+    ],
+)
+def test_a_bundle_is_given_what_its_metadata_says_it_takes(said, sentence, tmp_path):
+    path, _ = saved("bundle", tmp_path)
+    metadata = {} if said is None else {"network_data_format": {"inputs": {"image": said}}}
+    (path / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    load = partial(load_classifier, path, None, "cpu", 1, 16 if said is None else [16, 16], [2, -1])
+    if sentence is None:
+        load()
+        return
+    with pytest.raises(CohortError, match=sentence):
+        load()
+    load_classifier(path)  # not compared with anything
 
 
 def test_a_classifier_that_cannot_be_read_is_refused(tmp_path):

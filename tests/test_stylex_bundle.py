@@ -146,6 +146,34 @@ def test_searching_again_gives_the_same_without_another_search(trained):
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
 
 
+@pytest.mark.parametrize("trained", [2], indirect=True)
+@pytest.mark.parametrize("overlay", ["attfind.yaml", "evaluate.yaml"])
+def test_only_the_trainings_classifier_is_explained_again(trained, overlay):
+    root, spatial_dims = trained
+    settings = training(root, spatial_dims, overwrite=True, run=["$None"])
+    path, away = (root / "models" / name for name in ("classifier.pt", "away.pt"))
+    for key, value in (
+        ("classifier_file", str(path)),
+        ("classifier_outputs", "probabilities"),
+        ("classifier_scale", [2.0, -1.0]),
+        ("heads", {"size": 1, "scanner": 2}),
+        ("made_confounding", {"between": ["size", "scanner"]}),
+        ("factors", {"size": settings["factors"]["size"]}),
+    ):
+        with pytest.raises(SystemExit, match=f"other settings: {key} is"):
+            run(["train.yaml", overlay], settings | {key: value})
+    with pytest.raises(SystemExit, match="task is 'sex', which is no head"):
+        run(["train.yaml", overlay], settings | {"task": "sex"})
+    run(["train.yaml", overlay], settings)
+    path.rename(away)
+    try:
+        with pytest.raises(SystemExit, match="classifier.pt' does not exist"):
+            run(["train.yaml", overlay], settings)
+        assert not path.exists()  # none is trained in its place
+    finally:
+        away.rename(path)
+
+
 def test_pairs_of_volumes_are_on_the_subjects_grid(trained):
     root, spatial_dims = trained
     volumes = list((root / "eval" / "pairs").rglob("*_after.nii.gz"))
@@ -322,3 +350,51 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(trained, tmp_path):
     train = partial(run, ["train.yaml"])
     left = test_bundles.left_and_resumed(train, settings, root, tmp_path)
     assert {"trained", "optimizer_d", "loss"} <= left.keys()
+
+
+def test_what_cannot_be_explained_is_said_before_a_training(tmp_path):
+    phantoms(tmp_path / "data", 40, spatial_dims=2)
+    script = tmp_path / "classifier.ts"
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 4))
+    torch.jit.trace(network, torch.zeros(2, 1, 16, 16)).save(script)
+    given = {"classifier_file": str(script)}
+    for overrides, sentence in (
+        ({"covariates": ["agee"]}, "The covariate 'agee' is not in the table"),
+        ({"confounders": ["side"]}, "The confounder 'side' is neither"),
+        ({"task": "diagnosis"}, "task is 'diagnosis', which is no head"),
+        (given, "shows no layer.* perceptual: none"),
+        (given | {"heads": {"size": 3, "scanner": 1}}, "The head 'size' has 3 output"),
+        ({"classifier_file": str(tmp_path / "none.pt")}, "none.pt' does not exist"),
+    ):
+        with pytest.raises(SystemExit, match=sentence):
+            run(["train.yaml"], training(tmp_path, 2, **overrides))
+        assert not (tmp_path / "models").exists()
+    settings = training(tmp_path, 2, perceptual="none", max_epochs=1, **given)
+    run(["train.yaml"], settings | {"run": ["$@train::trainer.run()"]})
+    assert (tmp_path / "models" / "model.pt").exists()
+
+
+def test_a_run_that_begins_anew_leaves_nothing_of_an_earlier_one(tmp_path):
+    phantoms(tmp_path / "data", 40, spatial_dims=2)
+    first = training(tmp_path, 2, classifier_steps=2, run=["$@classifier"])
+    run(["train.yaml"], first)
+    path = tmp_path / "models" / "classifier.pt"
+    weights = torch.load(path, weights_only=True)
+    mine = tmp_path / "eval" / "pairs" / "notes.txt"
+    searched = tmp_path / "eval" / "search" / "audit" / "search.json"
+    picture = tmp_path / "eval" / "pairs" / "attribute01" / "a" / "a_after.nii.gz"
+    for made in (mine, searched, picture, tmp_path / "models" / "model.pt"):
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.touch()
+    with pytest.raises(SystemExit, match="model.pt.*search.json.*already there"):
+        run(["train.yaml"], first | {"seed": 1})
+    assert searched.exists()
+    given = {"classifier_file": str(path), "classifier_def": "$torch.nn.Flatten()"}
+    run(["train.yaml"], first | given | {"run": ["$None"], "overwrite": True})
+    assert path.exists()  # as it was given
+    assert mine.exists()
+    assert not searched.exists()
+    assert not picture.exists()
+    run(["train.yaml"], first | {"seed": 1, "overwrite": True})
+    again = torch.load(path, weights_only=True)
+    assert not all(torch.equal(again[name], value) for name, value in weights.items())

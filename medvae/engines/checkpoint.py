@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,13 +26,25 @@ MODEL, CHECKPOINT = "model.pt", "checkpoint.pt"
 
 
 def check_run(
-    ckpt_dir: str | Path, output_dir: str | Path, overwrite: bool = False, resume: bool = True
+    ckpt_dir: str | Path,
+    output_dir: str | Path,
+    overwrite: bool = False,
+    resume: bool = True,
+    parts: Sequence[tuple[str | Path, str]] = (),
 ) -> None:
     """Refuse to replace the model or results of a finished run, unless asked to.
 
     A run that was interrupted has left a checkpoint, from which it goes on where it is started
     again with the same settings. With other settings, or without `resume`, it begins anew if
     `overwrite` allows it.
+
+    Args:
+        ckpt_dir: where the model goes.
+        output_dir: where `metrics.json` goes.
+        overwrite: replace what is there.
+        resume: go on from a checkpoint.
+        parts: folders with patterns in them, such as `search/*.npy`, of files that a later step
+            of the run would take for its own; an earlier run's go when a run begins anew.
 
     Raises:
         CohortError: a finished run is there, or an interrupted one with other settings.
@@ -51,7 +63,13 @@ def check_run(
                 "option overwrite to begin anew."
             )
         _on_first_rank(lambda: checkpoint.unlink(missing_ok=True))
-    check_overwrite([Path(ckpt_dir) / MODEL, Path(output_dir) / "metrics.json"], overwrite)
+    model = Path(ckpt_dir) / MODEL
+    left = [path for folder, pattern in parts for path in sorted(Path(folder).glob(pattern))]
+    # a run that was killed before its first checkpoint has a record, and nothing to lose
+    begun = (Path(ckpt_dir) / "run.json").exists() and not model.exists()
+    others = [] if begun else left
+    check_overwrite([model, Path(output_dir) / "metrics.json", *others], overwrite)
+    _on_first_rank(lambda: [path.unlink(missing_ok=True) for path in left])
 
 
 def finish_run(ckpt_dir: str | Path) -> None:

@@ -47,12 +47,13 @@ class EditWriter(TableWriter):
     """Handler that writes what a classifier says of each subject's image and of its edits as a CSV.
 
     A row for the image, for its reconstruction and for each edit. Columns: id, `image` (which of
-    them) and `probability_HEAD_CLASS`.
+    them) and `probability_HEAD_CLASS`; classes without a name are numbers.
 
     Args:
         path: the CSV.
         classifier: images (B, C, *S) in [0, 1] to logits.
-        classes: names of the classes of every head, by its name.
+        heads: outputs of every head of the classifier by its name; 1 is a binary head.
+        classes: names of the classes by head, of those that are known.
         titles: of the images in the output's `edits`, the reconstruction first.
         overwrite: replace an existing file.
     """
@@ -61,13 +62,18 @@ class EditWriter(TableWriter):
         self,
         path: str | Path,
         classifier: Classifier,
+        heads: Mapping[str, int],
         classes: Mapping[str, Sequence[object]],
         titles: Sequence[str],
         overwrite: bool = False,
     ) -> None:
         super().__init__(path, overwrite)
         self.classifier, self.titles = classifier, list(titles)
-        self.columns = [f"probability_{h}_{c}" for h, names in classes.items() for c in names]
+        self.columns = [
+            f"probability_{head}_{name}"
+            for head, outputs in heads.items()
+            for name in _names(max(2, outputs), classes.get(head, ()))
+        ]
 
     def rows(self, engine: Engine) -> list[Row]:
         """Return the rows of every subject, one after the other."""
@@ -81,3 +87,7 @@ class EditWriter(TableWriter):
             for n, name in enumerate(engine.state.batch["id"])
             for title, part in zip(["image", *self.titles], shares, strict=True)
         ]
+
+
+def _names(count: int, known: Sequence[object]) -> Sequence[object]:
+    return known if len(known) == count else range(count)

@@ -229,24 +229,29 @@ def artefacts(
 ) -> list[Edit]:
     """Return the edits whose images a discriminator finds less real, or more, than before.
 
+    Each is judged both ways, as it is shown and counted both ways.
+
     Args:
         effects: the search.
         styles: that were searched, shape (N, S').
         edits: to judge.
         score_of: styles (B, S') and the numbers of their images to the discriminator's score (B,).
         limit: of the score's change, either way.
-        count: images for each edit: those that it gains most on.
+        count: images for each way: those that it gains most on, or loses.
         head: whose gains say on which images to judge; None: the first head.
         target: class of that head.
     """
     found = []
     change = effects.change(head or next(iter(effects.heads)))
     for edit in edits:
-        gains = change[:, edit.direction, edit.coordinate, target]
-        rows = np.argsort(-gains, kind="stable")[:count]
-        own = styles[torch.as_tensor(rows, device=styles.device)]
-        before = score_of(own, rows)
-        after = score_of(apply_edits(effects, own, [edit]), rows)
-        if bool(((after - before).abs() > limit).any()):
-            found.append(edit)
+        back = edit._replace(direction=1 - edit.direction)
+        for way, sign in ((edit, 1), (back, -1)):
+            gains = sign * change[:, way.direction, way.coordinate, target]
+            rows = np.argsort(-gains, kind="stable")[:count]
+            own = styles[torch.as_tensor(rows, device=styles.device)]
+            before = score_of(own, rows)
+            after = score_of(apply_edits(effects, own, [way]), rows)
+            if bool(((after - before).abs() > limit).any()):
+                found.append(edit)
+                break
     return found

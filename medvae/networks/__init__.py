@@ -5,7 +5,7 @@ from medvae.networks.checkpoint import load_weights
 from medvae.networks.classifier import FactorClassifier
 from medvae.networks.covariates import CovariateEncoder
 from medvae.networks.disentangled_gan import DisentangledGAN
-from medvae.networks.frozen import FrozenClassifier, load_classifier
+from medvae.networks.frozen import FrozenClassifier, check_layers, load_classifier
 from medvae.networks.intact_vae import IntactVAE, IntactVAEOutput, IntactVAEReconstruction
 from medvae.networks.style_discriminator import (
     DiscriminatorOutput,
@@ -48,6 +48,7 @@ __all__ = [
     "SubspaceHeads",
     "SubspaceOutput",
     "Subspaces",
+    "check_layers",
     "load_classifier",
     "load_weights",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +14,14 @@ from torch import Tensor, nn
 from medvae.data.errors import CohortError, suggestion
 from medvae.networks.checkpoint import load_weights
 
-__all__ = ["FrozenClassifier", "load_classifier"]
+__all__ = ["FrozenClassifier", "check_layers", "load_classifier"]
 
 Outputs = Literal["logits", "probabilities"]
+HIDDEN = (
+    "The classifier shows no layer whose features can be compared, as a TorchScript or "
+    "torch.export file or a network without a linear layer; expected perceptual: none (or lpips, "
+    "where that is installed), or feature_layers of a network that has layers."
+)
 _SMALL = 1e-6  # a probability below counts as this
 
 
@@ -85,16 +91,13 @@ class FrozenClassifier(nn.Module):
         """Return features (B, F, ...) of images (B, C, *S) in [0, 1], for `FeatureDistance`.
 
         Raises:
-            ValueError: a network that hides its layers, such as TorchScript.
+            CohortError: a network that hides its layers, see `check_layers`.
         """
         self._read = []
         self._outputs(image)
         found, self._read = self._read, None
         if not found:
-            raise ValueError(
-                "the classifier shows none of its layers, as one of TorchScript or torch.export; "
-                "choose another perceptual term, or none"
-            )
+            raise CohortError(HIDDEN)
         return found
 
     @torch.no_grad()
@@ -105,41 +108,48 @@ class FrozenClassifier(nn.Module):
             images: real ones, shape (N, C, *S), N at least 2, in [0, 1].
 
         Raises:
-            CohortError: the network refuses their shape, gives other outputs than the heads say,
-                numbers that are not finite, other kinds of numbers than `outputs` says, the same
-                for all images, or answers that depend on chance or on the rest of the batch.
+            CohortError: the network refuses their shape or number, gives other outputs than the
+                heads say, numbers that are not finite, the same for all images, other kinds of
+                numbers than `outputs` says, or answers that depend on chance or on the rest of the
+                batch.
         """
-        try:
-            found = self._outputs(images)
-        except (RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
-            raise CohortError(
-                f"The classifier refuses images of shape {tuple(images.shape)} ({reason}); expected"
-                " channels and size that it was trained with, by in_channels and image_size."
-            ) from error
+        found = self._asked(images)
         if not found.isfinite().all():
             raise CohortError(
                 "The classifier's outputs are not finite; expected numbers, so look at its weights "
                 "and at the range of intensities it was trained with."
             )
-        self._check_kind(found)
         if len(images) > 1 and bool((found - found[0]).abs().max() < 1e-6):
             raise CohortError(
                 f"The classifier says the same of all {len(images)} images "
                 f"({[round(x, 4) for x in found[0].tolist()]}); expected one that tells them "
                 "apart, so look at its weights and at the range of intensities."
             )
-        if not torch.equal(found, self._outputs(images)):
+        self._check_kind(found)
+        if not torch.equal(found, self._asked(images)):
             raise CohortError(
                 "The classifier's answers change from call to call, as with dropout left on; "
                 "expected the same ones in evaluation mode."
             )
-        alone = self._outputs(images[:1])
+        alone = self._asked(images[:1])
         if bool((alone - found[:1]).abs().max() > 1e-3 * (1 + found[:1].abs().max())):
             raise CohortError(
                 "The classifier's answer for an image depends on the others of its batch, as with "
                 "batch statistics left on; expected the same ones in evaluation mode."
             )
+
+    def _asked(self, images: Tensor) -> Tensor:
+        try:
+            return self._outputs(images)
+        except CohortError:
+            raise
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise CohortError(
+                f"The classifier refuses images of shape {tuple(images.shape)} ({reason}); expected"
+                " channels and size that it was trained with, by in_channels and image_size, and "
+                "any number of images at a time, which torch.export must be told."
+            ) from error
 
     def _outputs(self, image: Tensor) -> Tensor:
         a, b = (
@@ -171,21 +181,23 @@ class FrozenClassifier(nn.Module):
         if self.outputs == "probabilities" and not (within and all(sums)):
             raise CohortError(
                 f"The classifier is said to return probabilities, but its outputs run from "
-                f"{low:.3g} to {high:.3g} or do not add up to 1; expected outputs: logits."
+                f"{low:.3g} to {high:.3g} or do not add up to 1; expected classifier_outputs: "
+                "logits."
             )
-        if self.outputs == "logits" and within and parts and all(sums):
+        if self.outputs == "logits" and within and all(sums):
+            add = " and add up to 1" if parts else f" for all {len(found)} images"
             raise CohortError(
-                "The classifier is said to return logits, but its outputs lie in [0, 1] and add up "
-                "to 1; expected outputs: probabilities."
+                f"The classifier is said to return logits, but its outputs lie in [0, 1]{add}; "
+                "expected classifier_outputs: probabilities."
             )
 
     def _watch(self) -> None:
         """Have the features kept that `features` returns."""
-        if isinstance(self.network, torch.jit.ScriptModule):
+        modules = _shown_layers(self.network)
+        if not modules:
             return
-        modules = dict(self.network.named_modules())
         if self.feature_layers is None:
-            linear = [module for module in modules.values() if isinstance(module, nn.Linear)]
+            linear = _linear(modules)
             if linear:
                 linear[-1].register_forward_pre_hook(lambda _, inputs: self._keep(inputs[0]))
             return
@@ -202,8 +214,28 @@ class FrozenClassifier(nn.Module):
             self._read.append(output)
 
 
+def check_layers(network: nn.Module, feature_layers: Sequence[str] | None = None) -> None:
+    """Refuse a network none of whose layers shows what it computes.
+
+    Args:
+        network: a classifier.
+        feature_layers: see `FrozenClassifier`.
+
+    Raises:
+        CohortError: TorchScript, a torch.export program, or no linear layer and none named.
+    """
+    modules = _shown_layers(network)
+    if not modules or (feature_layers is None and not _linear(modules)):
+        raise CohortError(HIDDEN)
+
+
 def load_classifier(
-    path: str | Path, network: nn.Module | None = None, device: str | torch.device = "cpu"
+    path: str | Path,
+    network: nn.Module | None = None,
+    device: str | torch.device = "cpu",
+    in_channels: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+    scale: Sequence[Any] | None = None,
 ) -> nn.Module:
     """Load a trained classifier from its file or folder.
 
@@ -213,12 +245,18 @@ def load_classifier(
             `configs/inference.yaml` or `.json` and `models/model.pt` are taken.
         network: of the weights; None: the file is the whole network.
         device: where to compute.
+        in_channels: of the images that it will be given; this and the next two are compared with
+            `configs/metadata.json` of a bundle, where that says the input's `num_channels`,
+            `spatial_shape` and `value_range`. None: not compared.
+        image_size: S, one number or one for each axis.
+        scale: see `FrozenClassifier`; one for each channel is not compared.
 
     Raises:
-        CohortError: what is not there or cannot be read.
+        CohortError: what is not there or cannot be read, or a bundle that says it takes others.
     """
     place = Path(path)
     if place.is_dir():
+        _check_input(place / "configs" / "metadata.json", in_channels, image_size, scale)
         return _of_bundle(place, device)
     if network is not None:
         return load_weights(network, place, device).to(device)
@@ -251,6 +289,58 @@ def _of_bundle(folder: Path, device: str | torch.device) -> nn.Module:
     parser["bundle_root"] = str(folder)
     network: nn.Module = parser.get_parsed_content("network_def")
     return load_weights(network, folder / "models" / "model.pt", device).to(device)
+
+
+def _check_input(
+    path: Path,
+    in_channels: int | None,
+    image_size: int | Sequence[int] | None,
+    scale: Sequence[Any] | None,
+) -> None:
+    """Refuse images that are not those a bundle's metadata says its network takes."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))["network_data_format"]
+        said = dict(next(iter(data["inputs"].values())))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        return  # a bundle need not say
+    channels, shape = said.get("num_channels"), said.get("spatial_shape")
+    limits = said.get("value_range")
+    needed: dict[str, tuple[Any, Any, str]] = {}  # by key of the configuration
+    if in_channels is not None and isinstance(channels, int):
+        needed["in_channels"] = (in_channels, channels, f"{channels} channel(s)")
+    if image_size is not None and isinstance(shape, list) and _are(int, shape):
+        size = [image_size] * len(shape) if isinstance(image_size, int) else list(image_size)
+        needed["image_size"] = (size, shape, f"size {shape}")
+    if scale is not None and _are((int, float), [*scale, *(limits or [])]) and limits:
+        low, high = limits[0], limits[-1]
+        wanted = [round(float(number), 6) for number in (high - low, low)]
+        given = [round(float(number), 6) for number in scale]
+        needed["classifier_scale"] = (given, wanted, f"intensities {limits}")
+    for key, (found, wanted, what) in needed.items():
+        if found != wanted:
+            raise CohortError(
+                f"The bundle's '{path}' says that its network takes images of {what}, and {key} is "
+                f"{found}; expected {key} {wanted}, or the file corrected."
+            )
+
+
+def _are(kind: Any, values: Sequence[object]) -> bool:
+    return all(isinstance(value, kind) for value in values)
+
+
+def _shown_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers that can be watched by name, none of a network that is compiled."""
+    if isinstance(network, torch.jit.ScriptModule):
+        return {}
+    if isinstance(network, torch.fx.GraphModule):
+        calls = {node.op for node in network.graph.nodes}
+        if "call_module" not in calls:  # of torch.export: its layers hold weights, and are not run
+            return {}
+    return dict(network.named_modules())
+
+
+def _linear(modules: Mapping[str, nn.Module]) -> list[nn.Module]:
+    return [module for module in modules.values() if isinstance(module, nn.Linear)]
 
 
 def _check_modes(network: nn.Module) -> None:

@@ -34,6 +34,7 @@ from medvae.report.plots import (
 from medvae.report.quality import quality_report
 from medvae.report.samples import write_samples
 from medvae.report.stylex import ClassifierEvaluation, StylexEvaluation
+from medvae.report.stylex_checks import check_explanation
 from medvae.report.stylex_search import StylexSearch
 from medvae.report.subspaces import SubspaceEvaluation, leakage_table
 from medvae.report.swaps import GanEvaluation, SwapsMontaged
@@ -61,6 +62,7 @@ __all__ = [
     "TraversalMontaged",
     "announce_overlap",
     "check_evaluation",
+    "check_explanation",
     "effects_table",
     "leakage_table",
     "load_propensity",

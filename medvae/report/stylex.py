@@ -25,6 +25,7 @@ __all__ = ["LEAST_AUC", "ClassifierEvaluation", "StylexEvaluation"]
 
 LEAST_AUC = 0.8  # our own: below, there is little to explain
 SHOWN = 8
+CHECKED = 32  # test images from all of the table, which may be sorted by class
 Prepare = Callable[..., tuple[Tensor, Mapping[str, Tensor]]]
 
 logger = logging.getLogger("medvae")
@@ -42,6 +43,7 @@ class ClassifierEvaluation:
         device: where to compute.
         n_resamples: for intervals.
         n_permutations: for chance.
+        task: head to explain; None: the first.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class ClassifierEvaluation:
         device: str | torch.device = "cpu",
         n_resamples: int = 500,
         n_permutations: int = 100,
+        task: str | None = None,
     ) -> None:
         self.classifier, self.factors = classifier, factors
+        self.task = task or next(iter(classifier.heads))
         self.data, self.prepare_batch = data, prepare_batch
         self.output_dir, self.device = Path(output_dir), device
         self.n_resamples, self.n_permutations = n_resamples, n_permutations
@@ -64,14 +68,15 @@ class ClassifierEvaluation:
         """Check the classifier, judge it on the test subjects and return what is written.
 
         Raises:
-            CohortError: the classifier does not fit (see `FrozenClassifier.check`), or it predicts
-                one class alone.
+            CohortError: the classifier does not fit (see `FrozenClassifier.check`), or the head to
+                explain predicts one class alone.
         """
         images = torch.cat([self.prepare_batch(batch, "cpu")[0] for batch in self.data])
-        self.classifier.check(images[:SHOWN].to(self.device))
+        rows = np.linspace(0, len(images) - 1, min(CHECKED, len(images))).astype(int)
+        self.classifier.check(images[rows].to(self.device))
         logits = in_batches(lambda part: self.classifier(part.to(self.device)), images)
         report: dict[str, Any] = {"images": len(images), "least_auc": LEAST_AUC, "heads": {}}
-        for number, name in enumerate(self.classifier.heads):
+        for name in self.classifier.heads:
             shares = probabilities_of(logits.numpy(), self.classifier.heads, name)
             entry = judged(self.factors, name, shares, None, self.n_resamples, self.n_permutations)
             found = np.bincount(shares.argmax(1), minlength=shares.shape[1])
@@ -81,7 +86,7 @@ class ClassifierEvaluation:
             logger.log(
                 logging.INFO if entry["worth_explaining"] else logging.WARNING, entry["verdict"]
             )
-            if number == 0 and np.count_nonzero(found) < 2:
+            if name == self.task and np.count_nonzero(found) < 2:
                 raise CohortError(
                     f"The classifier predicts class {int(found.argmax())} of '{name}' for all "
                     f"{len(images)} test images; expected images of at least two classes, as "
@@ -206,6 +211,7 @@ def _verdict(name: str, entry: dict[str, Any]) -> str:
     if value < LEAST_AUC:
         return (
             f"The head '{name}' has an AUC of {value:.2f}{interval}, below {LEAST_AUC}: it is too "
-            "weak to be worth explaining, and what is found may be its noise."
+            "weak to be worth explaining, and what is found may be its noise; a classifier_scale "
+            "other than that of its training would also do that."
         )
     return f"The head '{name}' has an AUC of {value:.2f}{interval} on the test subjects."

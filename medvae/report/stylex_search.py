@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from medvae.data import CohortError, Factors, write_text
+from medvae.data import Factors, write_text
 from medvae.explain import (
     Edit,
     StyleEffects,
@@ -30,6 +30,7 @@ from medvae.metrics import associations, co_acting
 from medvae.networks import StylEx
 from medvae.networks.checkpoint import load_weights
 from medvae.networks.stylex import Shown
+from medvae.report.stylex_checks import check_explanation
 from medvae.report.stylex_effects import edit_report
 from medvae.report.stylex_flags import flag_confounders
 from medvae.report.stylex_flips import flip_report
@@ -70,7 +71,8 @@ class StylexSearch:
         quantiles: see `medvae.explain.attfind`.
         keep: share of the coordinates that gradients select for the search; 1: all are searched.
         audit: see `medvae.explain.screened_attfind`.
-        artefact_limit: change of the discriminator's score that rejects an edit; None: none does.
+        artefact_limit: change of the discriminator's score that rejects a coordinate, whichever way
+            it is moved; None: none is.
         shown_change: of the probability, for a pair of images to be shown.
         judge_steps: batches that the judge is trained on.
         batch_size: see `medvae.explain.attfind`.
@@ -129,9 +131,10 @@ class StylexSearch:
         """Search, judge, write everything and return what `attributes.json` holds.
 
         Raises:
-            CohortError: a covariate or confounder that the table does not have.
+            CohortError: see `check_explanation`, which is to be asked before a training.
         """
-        self._check()
+        heads = self.network.heads
+        check_explanation(self.factors, heads, self.task, self.covariates, self.confounders)
         if self.checkpoint is not None:
             load_weights(self.network, self.checkpoint, self.device)
         found = self._encoded(self.search, self.images)
@@ -186,23 +189,6 @@ class StylexSearch:
             self.network, self.classifier, data, self.prepare_batch, self.device, count
         )
 
-    def _check(self) -> None:
-        table = self.factors.cohort.subjects
-        for name in self.covariates:
-            if name not in table:
-                raise CohortError(
-                    f"The covariate '{name}' is not in the table; expected one of "
-                    f"{[c for c in table if c not in ('id', 'image', 'mask', 'split')]}, or a "
-                    "measured attribute that `attributes` also names."
-                )
-        known = (*self.covariates, *self.network.heads)
-        for name in self.confounders:
-            if name not in known:
-                raise CohortError(
-                    f"The confounder '{name}' is neither a covariate nor a head; expected one of "
-                    f"{list(known)}."
-                )
-
     def _effects(self, styles: Tensor) -> tuple[StyleEffects, dict[str, Any] | None]:
         options: dict[str, Any] = {
             "quantiles": self.quantiles,
@@ -218,24 +204,40 @@ class StylexSearch:
         return effects, screening._asdict()
 
     def _edits(self, effects: StyleEffects, found: Encoded) -> dict[int, list[Edit]]:
-        """Return by class the edits that lead to it, the best first."""
+        """Return by class the edits that lead to it, the best first.
+
+        A coordinate that is rejected is so for all classes and both ways; what comes in its place
+        is judged as well.
+        """
         classes = effects.head(effects.base, self.task).shape[1]
-        lists: dict[int, list[Edit]] = {}
+        given = effects.predicted(self.task)
         for target in range(classes):
-            gains = class_gains(effects, self.task, target)
-            if len(gains) == 0:
+            if (given == target).all():
                 logger.warning(
                     "All %d reconstructions that are searched are of class %d of '%s': nothing "
                     "leads to it. The generator may not show yet what the classifier sees.",
                     *(len(found.ids), target, self.task),
                 )
-            enough = self.enough(effects, target)
-            chosen = select(gains, self.count, enough)
-            wrong = self._artefacts(effects, found, chosen, target)
-            if wrong:
-                pairs = [(edit.direction, edit.coordinate) for edit in wrong]
-                chosen = select(gains, self.count, enough, pairs)
-            lists[target] = chosen
+        rejected: set[int] = set()
+        while True:
+            excluded = [(direction, k) for k in sorted(rejected) for direction in (0, 1)]
+            lists = {
+                target: select(
+                    class_gains(effects, self.task, target),
+                    self.count,
+                    self.enough(effects, target),
+                    excluded,
+                )
+                for target in range(classes)
+            }
+            wrong = {
+                edit.coordinate
+                for target, edits in lists.items()
+                for edit in self._artefacts(effects, found, edits, target)
+            }
+            if not wrong:
+                break
+            rejected |= wrong
         if classes == 2:
             merged = merge_classes(effects, self.task, lists[1], 1, lists[0])[: self.count]
             back = [edit._replace(direction=1 - edit.direction) for edit in merged]
@@ -276,9 +278,10 @@ class StylexSearch:
             return [(edit, rarer) for edit in lists[rarer]]
         every = [(edit, target) for target, edits in lists.items() for edit in edits]
         every.sort(key=lambda pair: -pair[0].score)
-        first = {edit.coordinate: (edit, target) for edit, target in reversed(every)}
-        ordered = [pair for pair in every if first[pair[0].coordinate] is pair]
-        return ordered[: self.count]
+        first: dict[int, tuple[Edit, int]] = {}
+        for edit, target in every:
+            first.setdefault(edit.coordinate, (edit, target))
+        return list(first.values())[: self.count]
 
     def _compare(
         self,
