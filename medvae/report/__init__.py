@@ -30,6 +30,7 @@ from medvae.report.quality import quality_report
 from medvae.report.samples import write_samples
 from medvae.report.stylex import ClassifierEvaluation, StylexEvaluation
 from medvae.report.stylex_search import StylexSearch
+from medvae.report.stylex_stability import compare_attributes
 from medvae.report.subspaces import SubspaceEvaluation, leakage_table
 from medvae.report.swaps import GanEvaluation, SwapsMontaged
 from medvae.report.sweeps import manipulation_table, plot_sweeps
@@ -55,6 +56,7 @@ __all__ = [
     "SwapsMontaged",
     "TraversalMontaged",
     "announce_overlap",
+    "compare_attributes",
     "effects_table",
     "leakage_table",
     "load_propensity",
