@@ -268,7 +268,7 @@ def _covariates(found: Mapping[str, Any], entry: Mapping[str, Any]) -> Table:
             ]
         )
     return Table(
-        ["covariate", "r", "r in a class", "the edit moves it, SD", "random edits", "judge's AUC"],
+        ["covariate", "r", "r in a class", "the judge reads it moved, SD", "random edits", "judge's AUC"],
         rows,
         "What goes along with it",
         f"r: rank correlation of the coordinate over unedited test images; by chance the largest "
