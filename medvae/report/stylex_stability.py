@@ -78,11 +78,9 @@ def compare_attributes(first: str | Path, second: str | Path, **options: Any) ->
             f"The runs '{first}' and '{second}' were not judged on the same test subjects, image "
             "size and heads; expected the same, as attributes are matched by what they change."
         )
-    return attribute_stability(
-        *(EditChanges(part["maps"], part["logits"]) for part in (one, other)),
-        *(EditChanges(part["random_maps"], part["random_logits"]) for part in (one, other)),
-        **options,
-    )
+    found = [EditChanges(part["maps"], part["logits"]) for part in (one, other)]
+    luck = [EditChanges(part["random_maps"], part["random_logits"]) for part in (one, other)]
+    return attribute_stability(found[0], found[1], luck[0], luck[1], **options)
 
 
 def _read(folder: Path) -> Mapping[str, Any]:

@@ -226,7 +226,7 @@ def chosen_pairs(entry: Mapping[str, Any]) -> str:
         return f"{words}, and fewer than three tell nothing."
     return (
         f"{words}. Shown are {len(pairs['shown'])} of these, those farthest from where the edit "
-        "leads: it changes them more than others."
+        "leads: it moves their style most."
     )
 
 
@@ -268,7 +268,14 @@ def _covariates(found: Mapping[str, Any], entry: Mapping[str, Any]) -> Table:
             ]
         )
     return Table(
-        ["covariate", "r", "r in a class", "the judge reads it moved, SD", "random edits", "judge's AUC"],
+        [
+            "covariate",
+            "r",
+            "r in a class",
+            "the judge reads it moved, SD",
+            "random edits",
+            "judge's AUC",
+        ],
         rows,
         "What goes along with it",
         f"r: rank correlation of the coordinate over unedited test images; by chance the largest "
