@@ -186,6 +186,13 @@ def test_pairs_of_volumes_are_on_the_subjects_grid(trained):
         image = nib.load(root / "data" / table["image"][path.parent.name])
         np.testing.assert_allclose(nib.load(path).affine, image.affine, atol=1e-4)
         assert nib.load(path).shape == image.shape
+        before, after, difference = (
+            nib.load(str(path).replace("_after", f"_{kind}")).get_fdata()
+            for kind in ("before", "after", "difference")
+        )
+        scale = max(np.abs(before).max(), 1.0)
+        np.testing.assert_allclose(difference, after - before, atol=1e-5 * scale)
+        assert np.abs(difference).max() > 0
 
 
 @pytest.fixture
@@ -231,6 +238,23 @@ def test_the_panels_page_in_a_browser(opened, trained, tmp_path):
     if trained[1] == 3:
         js(slide, "slice", "0")
         assert js(pixels, "before") != before
+    js(slide, "mix", "0")
+    plain, edited = (np.reshape(js(pixels, name), (-1, 4)) for name in ("before", "after"))
+    layers = {}
+    for layer in ("pair", "mean"):
+        js(slide, "overlay", layer)
+        red = np.reshape(js(pixels, "before"), (-1, 4)) - plain
+        layers[layer] = red
+        assert (red[:, 0] >= 0).all()
+        assert (red[:, 1] <= 0).all()
+    differs = np.abs(edited - plain).max(1)
+    assert (layers["pair"][differs == 0] == 0).all()  # of this subject, not of all
+    heat = -layers["pair"][:, 1] / np.maximum(plain[:, 1], 1)
+    bright = plain[:, 1] > 60
+    assert np.corrcoef(heat[bright], differs[bright])[0, 1] > 0.9
+    assert not np.array_equal(layers["pair"], layers["mean"])
+    js(slide, "overlay", "")
+    assert js(pixels, "before") == plain.ravel().tolist()
     flicker = opened.find_element("css selector", "#attribute1 [name=flicker]")
     flicker.click()
     mix = "return document.querySelector('#attribute1 [name=mix]').value"

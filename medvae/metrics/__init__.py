@@ -5,7 +5,13 @@ Numpy in, numbers out; those of maps, which ask the network again, take and give
 
 from .banks import Sample
 from .classification import accuracy, balanced_accuracy, classification_report, roc_auc
-from .counterfactual import associations, co_acting, mean_with_interval
+from .counterfactual import (
+    EditChanges,
+    associations,
+    attribute_stability,
+    co_acting,
+    mean_with_interval,
+)
 from .dependence import dependence_report
 from .disentanglement import (
     interpretability,
@@ -82,6 +88,7 @@ from .swaps import judge_swaps
 __all__ = [
     "Agreement",
     "DCI",
+    "EditChanges",
     "EffectEstimate",
     "Interval",
     "Kid",
@@ -94,6 +101,7 @@ __all__ = [
     "agreement",
     "agreement_report",
     "associations",
+    "attribute_stability",
     "ate",
     "balanced_accuracy",
     "bootstrap_rows",

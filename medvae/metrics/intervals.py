@@ -28,6 +28,7 @@ __all__ = [
     "half_sample_rows",
     "json_number",
     "percentile_interval",
+    "permuted_rows",
 ]
 
 Rows = npt.NDArray[np.intp]
@@ -89,6 +90,32 @@ def half_sample_rows(
     for _ in range(n_resamples if len(clusters) > 3 else 0):
         drawn = generator.permutation(len(clusters))[: len(clusters) // 2]
         yield np.concatenate([clusters[i] for i in np.sort(drawn)])
+
+
+def permuted_rows(
+    patients: npt.ArrayLike | None, n_rows: int, n_permutations: int, seed: int = 0
+) -> Iterator[Rows]:
+    """Yields orders of the rows in which patients with as many rows have swapped them.
+
+    Rows of a patient stay together, as they are alike, and lose their order: what differs within
+    a patient, such as the side, is permuted, too. A patient whose number of rows no other has
+    keeps them.
+
+    Args:
+        patients: Patient of each row, any sortable names; None = one patient per row.
+        n_rows: Number of rows.
+        n_permutations: How many orders.
+        seed: Seed of the draws.
+    """
+    clusters = rows_by_patient(patients, n_rows)
+    sizes = sorted({len(rows) for rows in clusters})
+    alike = [np.stack([rows for rows in clusters if len(rows) == size]) for size in sizes]
+    generator = np.random.default_rng(seed)
+    for _ in range(n_permutations):
+        order = np.empty(n_rows, dtype=np.intp)
+        for rows in alike:
+            order[rows] = generator.permuted(generator.permutation(rows), axis=1)
+        yield order
 
 
 def folds_by_patient(

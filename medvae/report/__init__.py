@@ -36,6 +36,7 @@ from medvae.report.samples import write_samples
 from medvae.report.stylex import ClassifierEvaluation, StylexEvaluation
 from medvae.report.stylex_checks import check_explanation
 from medvae.report.stylex_search import StylexSearch
+from medvae.report.stylex_stability import compare_attributes
 from medvae.report.subspaces import SubspaceEvaluation, leakage_table
 from medvae.report.swaps import GanEvaluation, SwapsMontaged
 from medvae.report.sweeps import manipulation_table, plot_sweeps
@@ -63,6 +64,7 @@ __all__ = [
     "announce_overlap",
     "check_evaluation",
     "check_explanation",
+    "compare_attributes",
     "effects_table",
     "leakage_table",
     "load_propensity",

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from medvae.data.output import write_bytes
+from medvae.report.page.panel import chosen_pairs
 
 __all__ = ["write_panel_pdf"]
 
@@ -33,8 +34,9 @@ def write_panel_pdf(output_dir: str | Path) -> Path:
         pages.savefig(_page([f"What did the classifier of {found['task']} learn?", *_first(found)]))
         for number, entry in enumerate(found["attributes"], start=1):
             picture = folder / "pairs" / f"attribute{number:02d}.png"
+            ours = picture.name in entry["pairs"]["files"]  # not of an earlier search
             lines = [f"Attribute {number}", *_lines(entry)]
-            pages.savefig(_page(lines, picture if picture.is_file() else None))
+            pages.savefig(_page(lines, picture if ours and picture.is_file() else None))
     write_bytes(folder / "panel.pdf", content.getvalue())
     return folder / "panel.pdf"
 
@@ -55,7 +57,7 @@ def _first(found: Mapping[str, Any]) -> list[str]:
     searched = found["searched"]
     return [
         f"{searched['coordinates']} of {searched['of']} style coordinates were searched on "
-        f"{searched['images']} images; the numbers are of other subjects.",
+        f"{searched['images']} images; the numbers are of test subjects, which were not searched.",
         "Rows of every picture: before, after, difference (red: brighter).",
         "Judge each attribute on your own: known sign, confounder, artefact or possibly new; your "
         "hypothesis; how sure you are; social and structural causes.",
@@ -77,9 +79,10 @@ def _lines(entry: Mapping[str, Any]) -> list[str]:
     for name, moved in entry["moves"].items():
         value = entry["associations"].get(name, {"value": None, "given_class": None})
         lines.append(
-            f"{name}: moved by {_said(moved)} SD; r = {_plain(value['value'])}, in a class "
-            f"{_plain(value['given_class'])}"
+            f"{name}: a judge reads a move of {_said(moved)} SD; r = {_plain(value['value'])}, in "
+            f"a class {_plain(value['given_class'])}"
         )
+    lines += ["", chosen_pairs(entry)]
     for flag in entry["confounder_candidates"]:
         lines += ["", f"May stand for {flag['name']}: {'; '.join(flag['evidence'])}."]
     return lines

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from medvae.explain import Edit, StyleEffects, apply_edits
+from medvae.explain import Edit, StyleEffects, apply_edits, class_gains
 from medvae.metrics import mean_with_interval
 from medvae.report.stylex import patients_of
-from medvae.report.stylex_images import Encoded
+from medvae.report.stylex_images import Encoded, some_rows
 from medvae.report.stylex_judge import Judge
 
 if TYPE_CHECKING:
@@ -33,15 +33,15 @@ def edit_report(
     target: int,
 ) -> dict[str, Any]:
     """Report what one attribute is and what its edit does to the tested images."""
-    if not judge.chance:
-        judge.chance = _random_moves(run, effects, tested, judge)
+    if target not in judge.chance:
+        judge.chance[target] = _random_moves(run, effects, tested, judge, target)
+    chance = judge.chance[target]
     patients = patients_of(run.factors, tested.ids)
     images = run.images_of(apply_edits(effects, tested.styles, [edit]))
     logits = run.logits_of(images)
     every = np.arange(len(tested.ids))
     moves = {
-        name: mean_with_interval(change, patients, run.n_resamples)
-        | {"chance": judge.chance.get(name)}
+        name: mean_with_interval(change, patients, run.n_resamples) | {"chance": chance.get(name)}
         for name, change in judge.moves(images, every).items()
     }
     for entry in moves.values():
@@ -60,7 +60,7 @@ def edit_report(
         "min": float(effects.low[edit.coordinate]),
         "max": float(effects.high[edit.coordinate]),
         "heads": {
-            name: _head(run, effects, tested, logits, name, target, patients, judge)
+            name: _head(run, effects, tested, logits, name, target, patients, chance)
             for name in run.network.heads
         },
         "moves": moves,
@@ -79,30 +79,45 @@ def _head(
     name: str,
     target: int,
     patients: npt.NDArray[np.object_],
-    judge: Judge,
+    chances: Mapping[str, float],
 ) -> dict[str, Any]:
     before, after = effects.head(tested.logits_again, name), effects.head(logits, name)
     task = name == run.task
-    change = after - before
-    which = target if task else int(np.abs(change.mean(0)).argmax())
-    rows = before.argmax(1) != which if task else np.ones(len(before), dtype=bool)
-    if not rows.any():
-        rows[:] = True
+    which, rows = _reached(before, after, target if task else None)
+    change = (after - before)[rows, which]
     shares = [0.5 * (1 + np.tanh(odds[rows, which] / 2)) for odds in (before, after)]
-    spread = max(float(before[:, which].std()), 1e-6)
+    was, now = before.argmax(1), after.argmax(1)
+    flips = np.where(was == target, np.nan, now == target) if task else now != was
     means = {
         "probability_change": shares[1] - shares[0],
-        "log_odds_change": change[rows, which],
-        "shift_sd": change[rows, which] / spread,
-        "flip_rate": (after.argmax(1) != before.argmax(1))[rows],
+        "log_odds_change": change,
+        "shift_sd": change / _spread(before, which),
+        "flip_rate": flips[rows],
     }
     found: dict[str, Any] = {
         key: mean_with_interval(values, patients[rows], run.n_resamples)
         for key, values in means.items()
     }
-    chance = judge.chance.get(f"head {name}")
+    chance = chances.get(f"head {name}")
     beyond = _beyond(found["shift_sd"], chance)
     return {"task": task, "class": which, **found, "chance_sd": chance, "beyond_random": beyond}
+
+
+def _reached(
+    before: npt.NDArray[np.float32], after: npt.NDArray[np.float32], target: int | None
+) -> tuple[int, npt.NDArray[np.bool_]]:
+    """Return the class that an edit is judged by, and the images that are not of it yet.
+
+    Without a target: the class that moves most, over all images.
+    """
+    if target is None:
+        return int(np.abs((after - before).mean(0)).argmax()), np.ones(len(before), dtype=bool)
+    rows = before.argmax(1) != target
+    return target, rows if rows.any() else ~rows
+
+
+def _spread(before: npt.NDArray[np.float32], which: int) -> float:
+    return max(float(before[:, which].std()), 1e-6)
 
 
 def _beyond(entry: Mapping[str, Any], chance: float | None) -> bool:
@@ -113,29 +128,37 @@ def _beyond(entry: Mapping[str, Any], chance: float | None) -> bool:
     return bool((low > 0 or high < 0) and abs(value) > max(chance, 0.1))
 
 
-def random_edits(effects: StyleEffects, generator: np.random.Generator, count: int) -> list[Edit]:
-    """Return edits of as many different coordinates, drawn among those that have a range."""
-    known = np.flatnonzero(effects.high > effects.low)
-    chosen = generator.permutation(known)[:count]
-    sides = generator.integers(2, size=len(chosen))
-    return [Edit(int(side), int(k), 0.0, 0) for k, side in zip(chosen, sides, strict=True)]
+def random_edits(
+    effects: StyleEffects, generator: np.random.Generator, count: int, head: str, target: int
+) -> list[Edit]:
+    """Return edits of as many different coordinates, drawn among those that were searched.
+
+    Each goes the way that the target gains more by over the searched images, as found edits do.
+    """
+    gains = class_gains(effects, head, target)
+    if len(gains) == 0:  # all are of the class: what they would gain
+        gains = effects.change(head)[..., target]
+    ways = gains.mean(0).argmax(0)
+    chosen = generator.permutation(np.flatnonzero(effects.evaluated))[:count]
+    return [Edit(int(ways[k]), int(k), 0.0, 0) for k in chosen]
 
 
 def _random_moves(
-    run: StylexSearch, effects: StyleEffects, tested: Encoded, judge: Judge
+    run: StylexSearch, effects: StyleEffects, tested: Encoded, judge: Judge, target: int
 ) -> dict[str, float]:
     """Return the 95th percentile of absolute mean moves by edits of random coordinates."""
     generator = np.random.default_rng(run.seed)
-    rows = np.arange(min(COMPARED, len(tested.ids)))
+    rows = some_rows(len(tested.ids), COMPARED, run.seed)
     found: dict[str, list[float]] = {}
-    for _ in range(RANDOM):
-        edits = random_edits(effects, generator, 1)
-        images = run.images_of(apply_edits(effects, tested.styles[: len(rows)], edits))
+    for edit in random_edits(effects, generator, RANDOM, run.task, target):
+        images = run.images_of(apply_edits(effects, tested.styles[rows], [edit]))
         for name, change in judge.moves(images, rows).items():
             found.setdefault(name, []).append(abs(float(change.mean())))
         logits = run.logits_of(images)
         for name in run.network.heads:
-            before = effects.head(tested.logits_again, name)
-            change = (effects.head(logits, name) - before[rows]) / np.maximum(before.std(0), 1e-6)
-            found.setdefault(f"head {name}", []).append(float(np.abs(change.mean(0)).max()))
+            every = effects.head(tested.logits_again, name)
+            before, after = every[rows], effects.head(logits, name)
+            which, own = _reached(before, after, target if name == run.task else None)
+            shift = (after - before)[own, which].mean() / _spread(every, which)
+            found.setdefault(f"head {name}", []).append(abs(float(shift)))
     return {name: float(np.quantile(values, 0.95)) for name, values in found.items()}

@@ -16,7 +16,7 @@ from medvae.metrics import degraded, mean_with_interval, realism_report
 from medvae.networks.stylex import shown
 from medvae.report.stylex import patients_of
 from medvae.report.stylex_effects import CHANGED, random_edits
-from medvae.report.stylex_images import Encoded, in_batches
+from medvae.report.stylex_images import Encoded, in_batches, some_rows
 from medvae.report.stylex_judge import Judge
 
 if TYPE_CHECKING:
@@ -38,13 +38,16 @@ def flip_report(
     judge: Judge,
     lists: Mapping[int, list[Edit]],
 ) -> dict[str, Any]:
-    """Report what the first edits flip together, beside random coordinates and a direction of w."""
+    """Report what the first edits flip together, beside random ones and a direction of the code.
+
+    The last of the numbers under ``top`` is that of the longest list: all edits together. Random
+    edits are as many for each class as its own.
+    """
     patients = patients_of(run.factors, tested.ids)
     report: dict[str, Any] = {"images": len(tested.ids), "top": {}}
+    longest = max(1, *map(len, lists.values()))
     largest = None
-    for count in TOGETHER:
-        if count > 1 and count > max(map(len, lists.values())) and largest is not None:
-            break
+    for count in (*(n for n in TOGETHER if n < longest), longest):
         first = {target: edits[:count] for target, edits in lists.items()}
         flips, rows, images = _flipped_by_edits(run, effects, tested, first)
         if len(rows) == 0:
@@ -53,7 +56,10 @@ def flip_report(
         draws = []
         generator = np.random.default_rng(run.seed)
         for _ in range(5):
-            drawn = {target: random_edits(effects, generator, count) for target in lists}
+            drawn = {
+                target: random_edits(effects, generator, len(edits), run.task, target)
+                for target, edits in first.items()
+            }
             draws.append(_flipped_by_edits(run, effects, tested, drawn)[0].mean())
         report["top"][str(count)] = {
             "flip_rate": mean_with_interval(flips, patients[rows], run.n_resamples),
@@ -121,7 +127,10 @@ def _flipped_by_direction(
     tested: Encoded,
     targets: Sequence[int],
 ) -> Flipped:
-    """Move codes along the difference of the classes' mean codes, to its end among the searched."""
+    """Move codes along the difference of the classes' mean codes, to its end among the searched.
+
+    The encoder's code alone: the classifier's probabilities beside it are left as they are.
+    """
     size = run.network.latent_dim
     classes = effects.head(found.logits_again, run.task).argmax(1)
     code = found.w[:, :size]
@@ -145,12 +154,12 @@ def _coverage(
 ) -> float | None:
     """Return the share of searched images that the edits explain: enough gain, or a flip alone."""
     explained = []
-    flips = effects.flips(run.task)
+    after = effects.head(effects.edited, run.task).argmax(-1)
     for target, edits in lists.items():
         rows = effects.predicted(run.task) != target
         gains = np.maximum(class_gains(effects, run.task, target), 0)
         total = sum((gains[:, e.direction, e.coordinate] for e in edits), np.zeros(len(gains)))
-        alone = [flips[rows, e.direction, e.coordinate] for e in edits]
+        alone = [after[rows, e.direction, e.coordinate] == target for e in edits]
         done = (total >= run.enough(effects, target)) | np.any(
             [np.zeros(len(gains), bool), *alone], axis=0
         )
@@ -169,7 +178,7 @@ def _per_image(run: StylexSearch, effects: StyleEffects, found: Encoded) -> dict
             run.batch_size,
         )
 
-    rows = range(min(PER_IMAGE, len(found.ids)))
+    rows = [int(row) for row in some_rows(len(found.ids), PER_IMAGE, run.seed)]
     entries: list[dict[str, Any]] = []
     for row in rows:
         base = effects.head(effects.base[row], run.task)

@@ -15,7 +15,7 @@ from medvae.data import CohortError
 from medvae.explain import class_log_odds
 from medvae.networks import StylEx
 
-__all__ = ["Encoded", "encode_images", "in_batches", "probabilities_of"]
+__all__ = ["Encoded", "encode_images", "in_batches", "probabilities_of", "some_rows"]
 
 Array = npt.NDArray[np.float32]
 
@@ -42,6 +42,20 @@ class Encoded:
     w: Tensor
     styles: Tensor
 
+    def some(self, count: int, seed: int) -> Encoded:
+        """Return so many of them, see `some_rows`."""
+        rows = some_rows(len(self.ids), count, seed)
+        which = torch.as_tensor(rows)
+        return Encoded(
+            [self.ids[n] for n in rows],
+            self.images[which],
+            self.again[which],
+            self.logits[rows],
+            self.logits_again[rows],
+            self.w[which.to(self.w.device)],
+            self.styles[which.to(self.styles.device)],
+        )
+
 
 @torch.no_grad()
 def encode_images(
@@ -50,7 +64,6 @@ def encode_images(
     data: Iterable[Mapping[str, Any]],
     prepare_batch: Callable[..., tuple[Tensor, Mapping[str, Tensor]]],
     device: str | torch.device = "cpu",
-    count: int | None = None,
 ) -> Encoded:
     """Encode subjects and generate them again.
 
@@ -60,7 +73,6 @@ def encode_images(
         data: batches with the key `id`.
         prepare_batch: gives images (B, C, *S) in [0, 1].
         device: where to compute.
-        count: the first so many subjects; None: all.
 
     Raises:
         CohortError: no subject.
@@ -69,8 +81,6 @@ def encode_images(
     ids: list[str] = []
     parts: list[tuple[Tensor, ...]] = []
     for batch in data:
-        if count is not None and len(ids) >= count:
-            break
         image, _ = prepare_batch(batch, device)
         logits = classifier(image)
         w = network.encode(image, network.probabilities(logits))
@@ -81,10 +91,10 @@ def encode_images(
     if not ids:
         raise CohortError("There are no images to explain; expected subjects in their split.")
     images, again, logits, logits_again, w, styles = (
-        torch.cat(column)[:count] for column in zip(*parts, strict=True)
+        torch.cat(column) for column in zip(*parts, strict=True)
     )
     return Encoded(
-        ids[:count],
+        ids,
         images.cpu(),
         again.cpu(),
         logits.float().cpu().numpy(),
@@ -92,6 +102,12 @@ def encode_images(
         w,
         styles,
     )
+
+
+def some_rows(total: int, count: int, seed: int) -> npt.NDArray[np.intp]:
+    """Return row numbers (min(total, count),) drawn of all, in order; a table may be sorted."""
+    rows: npt.NDArray[np.intp] = np.sort(np.random.default_rng(seed).permutation(total)[:count])
+    return rows
 
 
 @torch.no_grad()

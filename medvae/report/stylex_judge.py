@@ -36,6 +36,7 @@ class Judge:
 
     Attributes:
         quality: area under the curve of every covariate on the test subjects.
+        chance: what edits of random coordinates move, by the class that they lead to.
     """
 
     def __init__(self, run: StylexSearch, tested: Encoded) -> None:
@@ -61,7 +62,7 @@ class Judge:
                 value = roc_auc(found[name], _rows(column, tested.ids))
                 self.quality[name] = None if np.isnan(value) else value
         self.before = self.read(tested.again)
-        self.chance: dict[str, float] = {}
+        self.chance: dict[int, dict[str, float]] = {}
 
     def read(self, images: Tensor) -> dict[str, Array]:
         """Return what is read in images (N, C, *S): the expected class (N,), or (N, K) shares."""

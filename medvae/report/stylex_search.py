@@ -17,7 +17,6 @@ from medvae.data import Factors, write_text
 from medvae.explain import (
     Edit,
     StyleEffects,
-    apply_edits,
     artefacts,
     attfind,
     class_deficits,
@@ -30,6 +29,7 @@ from medvae.metrics import associations, co_acting
 from medvae.networks import StylEx
 from medvae.networks.checkpoint import load_weights
 from medvae.networks.stylex import Shown
+from medvae.report.stylex import patients_of
 from medvae.report.stylex_checks import check_explanation
 from medvae.report.stylex_effects import edit_report
 from medvae.report.stylex_flags import flag_confounders
@@ -37,6 +37,7 @@ from medvae.report.stylex_flips import flip_report
 from medvae.report.stylex_images import Encoded, encode_images, in_batches
 from medvae.report.stylex_judge import Judge
 from medvae.report.stylex_pairs import write_pairs
+from medvae.report.stylex_stability import changes_of, remove_changes, write_changes
 
 __all__ = ["StylexSearch"]
 
@@ -47,7 +48,8 @@ logger = logging.getLogger("medvae")
 class StylexSearch:
     """Find the style coordinates that move a classifier, on some images, and judge them on others.
 
-    Writes `attributes.json`, one entry for each attribute found, `flips.json`, the effects under
+    Writes `attributes.json`, one entry for each attribute found, `changes.npz`, by which runs are
+    compared (see `medvae.report.compare_attributes`), `flips.json`, the effects under
     `search/` (a search that was killed goes on), and under `pairs/` pictures and NIfTI of subjects
     before and after.
 
@@ -62,12 +64,12 @@ class StylexSearch:
         output_dir: where results go.
         checkpoint: weights to load first; None: those that it has.
         task: head to explain; None: the first.
-        covariates: columns and attributes of the cohort's table to compare with.
+        covariates: columns of the cohort's table to compare with, beside all measured attributes.
         confounders: those of them, and heads, that should not decide; found ones are flagged.
         count: attributes to find.
         explained_at: gain in log odds from which on an image is explained, 1 as published; None:
             what it lacks to be of the class.
-        images: subjects to search on, at most.
+        images: subjects to search on, at most; drawn by the seed where there are more.
         quantiles: see `medvae.explain.attfind`.
         keep: share of the coordinates that gradients select for the search; 1: all are searched.
         audit: see `medvae.explain.screened_attfind`.
@@ -80,7 +82,7 @@ class StylexSearch:
         device: where to compute.
         n_resamples: for intervals.
         n_permutations: for chance.
-        seed: of judge, baselines and resamples.
+        seed: of the subjects that are searched, judge, baselines and resamples.
     """
 
     def __init__(
@@ -118,7 +120,8 @@ class StylexSearch:
         self.prepare_batch, self.device = prepare_batch, device
         self.output_dir, self.checkpoint = Path(output_dir), checkpoint
         self.task = task or next(iter(network.heads))
-        self.covariates, self.confounders = tuple(covariates), tuple(confounders)
+        every = (*covariates, *factors.cohort.attribute_names)
+        self.covariates, self.confounders = tuple(dict.fromkeys(every)), tuple(confounders)
         self.count, self.explained_at, self.images = count, explained_at, images
         self.quantiles, self.keep, self.audit = (quantiles[0], quantiles[1]), keep, audit
         self.artefact_limit, self.judge_steps = artefact_limit, judge_steps
@@ -137,7 +140,7 @@ class StylexSearch:
         check_explanation(self.factors, heads, self.task, self.covariates, self.confounders)
         if self.checkpoint is not None:
             load_weights(self.network, self.checkpoint, self.device)
-        found = self._encoded(self.search, self.images)
+        found = self._encoded(self.search).some(self.images, self.seed)
         effects, screening = self._effects(found.styles)
         lists = self._edits(effects, found)
         attributes = self._attributes(effects, lists)
@@ -160,7 +163,7 @@ class StylexSearch:
                 for edit, target in attributes
             ],
         }
-        self._compare(report, effects, found, tested, attributes)
+        self._compare(report, effects, tested, attributes)
         flag_confounders(report, self.confounders)
         write_text(self.output_dir / "attributes.json", json.dumps(report, indent=1) + "\n")
         flips = flip_report(self, effects, found, tested, judge, lists)
@@ -184,10 +187,8 @@ class StylexSearch:
         logits: npt.NDArray[np.float32] = found.float().numpy()
         return logits
 
-    def _encoded(self, data: Iterable[Mapping[str, Any]], count: int | None = None) -> Encoded:
-        return encode_images(
-            self.network, self.classifier, data, self.prepare_batch, self.device, count
-        )
+    def _encoded(self, data: Iterable[Mapping[str, Any]]) -> Encoded:
+        return encode_images(self.network, self.classifier, data, self.prepare_batch, self.device)
 
     def _effects(self, styles: Tensor) -> tuple[StyleEffects, dict[str, Any] | None]:
         options: dict[str, Any] = {
@@ -287,26 +288,26 @@ class StylexSearch:
         self,
         report: dict[str, Any],
         effects: StyleEffects,
-        found: Encoded,
         tested: Encoded,
         attributes: Sequence[tuple[Edit, int]],
     ) -> None:
         """Add groups, associations and pairs to the attributes."""
         entries = report["attributes"]
         if not entries:
+            remove_changes(self)
             return
-        styles = torch.cat([found.styles, tested.styles])
         columns = [edit.coordinate for edit, _ in attributes]
-        values = styles[:, columns].cpu().numpy()
-        logits = np.concatenate([found.logits, tested.logits])
-        given = effects.head(logits, self.task).argmax(1)
+        values = tested.styles[:, columns].cpu().numpy()
+        given = effects.head(tested.logits, self.task).argmax(1)
+        patients = patients_of(self.factors, tested.ids)
         table = self.factors.cohort.subjects.set_index(
             self.factors.cohort.subjects["id"].astype(str)
-        ).loc[[*found.ids, *tested.ids]]
+        ).loc[tested.ids]
         covariates = {name: list(table[name]) for name in self.covariates}
-        alone = associations(values, covariates, None, self.n_permutations, seed=self.seed)
-        within = associations(values, covariates, given, self.n_permutations, seed=self.seed)
-        signed, changes = [], []
+        alone, within = (
+            associations(values, covariates, classes, patients, self.n_permutations, seed=self.seed)
+            for classes in (None, given)
+        )
         for number, (edit, target) in enumerate(attributes):
             entry = entries[number]
             entry["associations"] = {
@@ -316,9 +317,6 @@ class StylexSearch:
                 }
                 for name in covariates
             }
-            images = self.images_of(apply_edits(effects, tested.styles, [edit]))
-            signed.append((images - tested.again).mean(0).flatten().numpy())
-            changes.append((self.logits_of(images) - tested.logits_again).flatten())
             name = f"attribute{number + 1:02d}"
             entry["pairs"] = write_pairs(
                 self, effects, tested, edit, target, self.output_dir / "pairs" / name
@@ -327,7 +325,9 @@ class StylexSearch:
             "value": alone["chance"],
             "given_class": within["chance"],
         }
-        groups = co_acting(np.stack(signed), np.stack(changes))
+        changes = changes_of(self, effects, tested, [edit for edit, _ in attributes])
+        write_changes(self, effects, tested, changes, attributes[0][1])
+        groups = co_acting(*changes)
         for entry, group in zip(entries, groups, strict=True):
             entry["group"] = group + 1
 

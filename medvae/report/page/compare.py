@@ -13,6 +13,7 @@ from medvae.report.page.blocks import Block, Note, Page, Picture, Section, Table
 from medvae.report.page.render import write_page
 from medvae.report.page.run import Run
 from medvae.report.page.scores import Score, all_scores
+from medvae.report.page.styles import stability_section, style_scores
 from medvae.report.tables import number
 
 __all__ = ["compare_page", "write_comparison"]
@@ -22,7 +23,7 @@ def write_comparison(folders: Sequence[str | Path], path: str | Path = "compare.
     """Write the runs of two or more folders side by side; the first is what others differ from.
 
     Raises:
-        CohortError: fewer than two folders, or one without metrics.
+        CohortError: fewer than two folders, or one without metrics or attributes.
     """
     return write_page(compare_page([Run(folder) for folder in folders]), path)
 
@@ -31,17 +32,21 @@ def compare_page(runs: Sequence[Run]) -> Page:
     """Return the page: metrics with intervals and chance, settings that differ, curves."""
     if len(runs) < 2:
         raise CohortError(f"Found {len(runs)} run(s) to compare; expected two or more.")
-    for run in runs:
-        if run.metrics is None:
+    styled = [(run.results / "attributes.json").is_file() for run in runs]
+    for run, styles in zip(runs, styled, strict=True):
+        if run.metrics is None and not styles:
             raise CohortError(
                 f"The run '{run.results}' has no metrics.json that can be read; expected runs that "
                 "were evaluated."
             )
     names = _names(runs)
+    sections = [_metrics(runs, names), _settings(runs, names), _curves(runs, names)]
+    if all(styled):
+        sections.insert(1, stability_section(runs, names))
     return Page(
         f"{' and '.join(names) if len(names) == 2 else f'{len(names)} runs'} side by side",
         f"Differences are marked against {names[0]}",
-        [_metrics(runs, names), _settings(runs, names), _curves(runs, names)],
+        sections,
     )
 
 
@@ -63,7 +68,9 @@ def difference(first: Score, other: Score) -> str:
 
 
 def _metrics(runs: Sequence[Run], names: Sequence[str]) -> Section:
-    scores = [{s.name: s for s in all_scores(run.metrics or {})} for run in runs]
+    scores = [
+        {s.name: s for s in (*all_scores(run.metrics or {}), *style_scores(run))} for run in runs
+    ]
     rows, told = [], []
     for name in dict.fromkeys(n for found in scores for n in found):
         first = scores[0].get(name)

@@ -23,12 +23,20 @@ from medvae.report.page.blocks import (
     Judgement,
     Note,
     Page,
+    Picture,
     Section,
     Table,
 )
 from medvae.report.page.render import write_page
 
-__all__ = ["JUDGEMENTS", "classifier_findings", "flip_tables", "panel_page", "write_panel"]
+__all__ = [
+    "JUDGEMENTS",
+    "classifier_findings",
+    "flip_tables",
+    "panel_page",
+    "read_json",
+    "write_panel",
+]
 
 JUDGEMENTS = {
     "known": "Known clinical sign",
@@ -63,7 +71,7 @@ def write_panel(output_dir: str | Path) -> Path:
 
 def panel_page(folder: Path) -> Page:
     """Return the page of a folder with `attributes.json` and what belongs to it."""
-    found = _read(folder / "attributes.json")
+    found = read_json(folder / "attributes.json")
     entries = found["attributes"]
     identity = hashlib.sha256((folder / "attributes.json").read_bytes()).hexdigest()[:16]
     asked = [
@@ -88,18 +96,19 @@ def _lead(found: Mapping[str, Any]) -> str:
         f"Of {searched['of']} style coordinates of the generator, {searched['coordinates']} were "
         f"moved one at a time on {searched['images']} images; {len(found['attributes'])} explain "
         "the classifier's decisions. Each is shown on the next tabs: look at the pairs, read the "
-        "numbers, then answer the questions. All numbers are of subjects that were not searched."
+        "numbers, then answer the questions. What edits do was measured on test subjects, which "
+        "were not searched."
     )
 
 
 def classifier_findings(folder: Path) -> list[Finding]:
     """Return whether a folder's classifier is worth explaining, and what may be a confounder."""
-    found = _read(folder / "attributes.json")
+    found = read_json(folder / "attributes.json")
     findings = [
         Finding("beyond" if head["worth_explaining"] else "short", head["verdict"])
-        for head in _read(folder / "classifier.json").get("heads", {}).values()
+        for head in read_json(folder / "classifier.json").get("heads", {}).values()
     ]
-    for name, head in _read(folder / "stylex.json").get("heads", {}).items():
+    for name, head in read_json(folder / "stylex.json").get("heads", {}).items():
         share = head["agreement"]
         findings.append(
             Finding(
@@ -124,9 +133,9 @@ def classifier_findings(folder: Path) -> list[Finding]:
 def flip_tables(folder: Path) -> list[Block]:
     """Return how much of the decisions a folder's attributes explain, and what each of them does.
 
-    Where one direction of the whole code was not tried, its cell is empty.
+    Where a direction of the code was not tried, its cell is empty.
     """
-    found, flips = _read(folder / "attributes.json"), _read(folder / "flips.json")
+    found, flips = read_json(folder / "attributes.json"), read_json(folder / "flips.json")
     rows = [
         [
             f"the first {count}",
@@ -136,12 +145,15 @@ def flip_tables(folder: Path) -> list[Block]:
         for count, entry in flips.get("top", {}).items()
     ]
     direction = flips.get("latent_direction", {"value": None})
-    rows.append(["one direction of the whole code", _percent(direction), ""])
+    rows.append(["one direction of the encoder's code", _percent(direction), ""])
     return [
         Table(
-            ["edited together", "images that change class", "random coordinates"],
+            ["edited together", "images that take the class", "random coordinates"],
             rows,
             "How much of the decisions they explain",
+            "Images take the class that edits lead to. Random edits are as many, and each goes the "
+            "way that leads there more on the searched images. The direction is between the "
+            "classes' mean codes; the classifier's probabilities beside the code stay as they are. "
             "Intervals are bootstrap intervals over patients, 95 %.",
         ),
         _overview(found),
@@ -182,22 +194,40 @@ def _attribute(
             "more likely."
         )
     )
-    pairs = entry["pairs"]
-    path = folder / "pairs" / f"attribute{number:02d}.npz"
-    if pairs["files"] and path.is_file():
-        blocks.append(Comparison(_pairs(path, pairs["shown"])))
-    else:
-        blocks.append(
-            Absent(
-                "Pairs",
-                f"{pairs['qualifying']} images change enough to be shown, and fewer than three "
-                "tell nothing",
-            )
-        )
+    blocks += _images(folder / "pairs" / f"attribute{number:02d}", entry)
     blocks.append(_heads(entry))
     blocks.append(_covariates(found, entry))
     blocks.append(Judgement(number, JUDGEMENTS, PROMPTS))
     return blocks
+
+
+def _images(place: Path, entry: Mapping[str, Any]) -> list[Block]:
+    """Return an attribute's pairs, or why there are none, and where it acts."""
+    pairs, where = entry["pairs"], place.with_name(f"{place.name}_where.png")
+    written = {name for name in pairs["files"] if (place.parent / name).is_file()}
+    if pairs["shown"] and f"{place.name}.npz" in written:
+        path = place.with_name(f"{place.name}.npz")
+        return [Note(chosen_pairs(entry)), Comparison(_pairs(path, pairs["shown"]))]
+    blocks: list[Block] = [Absent("Pairs", chosen_pairs(entry))]
+    if where.name in written:
+        alt = "The mean image, and the mean absolute difference that the edit makes"
+        blocks.append(Picture(where.read_bytes(), alt, "Where it changes", "Central planes."))
+    return blocks
+
+
+def chosen_pairs(entry: Mapping[str, Any]) -> str:
+    """Return how an attribute's pairs were chosen, and of how many images."""
+    pairs = entry["pairs"]
+    words = (
+        f"Of {pairs['of']} test images that are not of the class, {pairs['qualifying']} gain "
+        f"{pairs['least_change']:.2f} or more in its probability"
+    )
+    if not pairs["shown"]:
+        return f"{words}, and fewer than three tell nothing."
+    return (
+        f"{words}. Shown are {len(pairs['shown'])} of these, those farthest from where the edit "
+        "leads: it moves their style most."
+    )
 
 
 def _heads(entry: Mapping[str, Any]) -> Table:
@@ -216,7 +246,8 @@ def _heads(entry: Mapping[str, Any]) -> Table:
         ["head", "class", "probability", "log odds", "flips", "more than random edits"],
         rows,
         "What the classifier says",
-        "Mean changes over images, with intervals.",
+        "Mean changes over test images, of the explained head over those that are not of the "
+        "class. Flips: images that take the class; of other heads, images that change class.",
     )
 
 
@@ -237,29 +268,40 @@ def _covariates(found: Mapping[str, Any], entry: Mapping[str, Any]) -> Table:
             ]
         )
     return Table(
-        ["covariate", "r", "r in a class", "the edit moves it, SD", "random edits", "judge's AUC"],
+        [
+            "covariate",
+            "r",
+            "r in a class",
+            "the judge reads it moved, SD",
+            "random edits",
+            "judge's AUC",
+        ],
         rows,
         "What goes along with it",
-        f"r: rank correlation of the coordinate over unedited images; by chance the largest is up "
-        f"to {_number(chance.get('value'))} ({_number(chance.get('given_class'))} within a class)."
-        " What an edit moves is read by a judge trained on the covariates alone, whose AUC on test "
-        "subjects says whether it can be believed.",
+        f"r: rank correlation of the coordinate over unedited test images; by chance the largest "
+        f"is up to {_number(chance.get('value'))} ({_number(chance.get('given_class'))} within a "
+        "class)."
+        " What an edit moves is the reading of a network trained on the covariates alone, whose "
+        "AUC on test subjects says whether it can be believed; nothing is measured again in edited "
+        "images.",
     )
 
 
 def _pairs(path: Path, shown: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return images as base64 bytes (pairs, slices, rows, columns, channels), and their sizes."""
+    """Return images as base64 bytes (pairs, slices, rows, columns, channels), and their sizes.
+
+    ``mean`` is the mean absolute difference over images; the script has that of a pair from both.
+    """
     with np.load(path, allow_pickle=False) as stored:
         before, after = _upright(stored["before"]), _upright(stored["after"])
         difference = _upright(stored["difference"][None, None])
     top = float(difference.max()) or 1.0
-    where = np.round(255 * difference / top).astype(np.uint8)
+    mean = np.round(255 * difference / top).astype(np.uint8)
     return {
         "shape": list(before.shape),
         "before": b64encode(before.tobytes()).decode(),
         "after": b64encode(after.tobytes()).decode(),
-        "where": b64encode(where.tobytes()).decode(),
-        "largest": top,
+        "mean": b64encode(mean.tobytes()).decode(),
         "shown": list(shown),
     }
 
@@ -270,7 +312,8 @@ def _upright(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.ascontiguousarray(np.rot90(volumes, axes=(2, 3)).transpose(0, 4, 2, 3, 1))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a file holds; empty where it is not there."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 

@@ -76,7 +76,7 @@ class Run:
         self.shown = tuple(subjects)
         self.problems: list[str] = []
         self.pictures: set[str] = set()
-        known = ("metrics.json", "history.csv", "predictions.csv")
+        known = ("metrics.json", "history.csv", "predictions.csv", "attributes.json")
         if not any((self.results / name).is_file() for name in known):
             raise CohortError(
                 f"The folder '{folder}' holds none of {', '.join(known)}, in itself or in 'eval'; "

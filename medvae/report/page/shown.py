@@ -110,6 +110,8 @@ def _known(kind: str, place: str) -> str:
     """Return a kind as :meth:`Shown.files` names it; of a pair `place` names the edit."""
     if kind == "before":
         return "reconstruction"
+    if kind == "difference":
+        return f"{DIFFERENCE}{place}"
     if kind in GREY or kind.startswith(KEPT):
         return kind
     return f"series_{place if kind == 'after' else kind}"

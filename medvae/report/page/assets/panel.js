@@ -7,7 +7,15 @@
     const data = JSON.parse(root.querySelector("script").textContent);
     const [pairs, depth, rows, columns, channels] = data.shape;
     const images = { before: bytes(data.before), after: bytes(data.after) };
-    const where = bytes(data.where);
+    const pixels = rows * columns;
+    const mean = bytes(data.mean);
+    const own = new Float32Array(pairs * depth * pixels); // of each pair, the mean over channels
+    images.before.forEach((value, n) => { own[Math.floor(n / channels)] += Math.abs(images.after[n] - value) / channels; });
+    const largest = own.reduce((most, value) => Math.max(most, value), 0) || 1;
+    const heats = {
+      pair: (n) => own[(Number(subject.value) * depth + Number(slice.value)) * pixels + n] / largest,
+      mean: (n) => mean[Number(slice.value) * pixels + n] / 255,
+    };
     const named = (name) => root.querySelector(`[name="${name}"]`);
     const [subject, mix, slice, flicker, overlay] = ["subject", "mix", "slice", "flicker", "overlay"].map(named);
     data.shown.forEach((entry, k) => subject.add(new Option(entry.id, String(k))));
@@ -21,15 +29,15 @@
       canvas.height = rows;
       const context = canvas.getContext("2d");
       const drawn = context.createImageData(columns, rows);
-      const start = (Number(subject.value) * depth + Number(slice.value)) * rows * columns;
-      for (let n = 0; n < rows * columns; n++) {
+      const start = (Number(subject.value) * depth + Number(slice.value)) * pixels;
+      for (let n = 0; n < pixels; n++) {
         for (let c = 0; c < 3; c++) {
           const at = (start + n) * channels + Math.min(c, channels - 1);
           drawn.data[4 * n + c] = (1 - share) * images.before[at] + share * images.after[at];
         }
         drawn.data[4 * n + 3] = 255;
-        if (overlay.checked) {
-          const heat = where[Number(slice.value) * rows * columns + n] / 255;
+        if (overlay.value) {
+          const heat = heats[overlay.value](n);
           drawn.data[4 * n] += (255 - drawn.data[4 * n]) * heat * 0.8;
           drawn.data[4 * n + 1] *= 1 - heat * 0.6;
           drawn.data[4 * n + 2] *= 1 - heat * 0.6;
