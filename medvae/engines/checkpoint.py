@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,7 +70,8 @@ def check_run(
     begun = (Path(ckpt_dir) / "run.json").exists() and not model.exists()
     others = [] if begun else left
     check_overwrite([model, Path(output_dir) / "metrics.json", *others], overwrite)
-    _on_first_rank(lambda: [path.unlink(missing_ok=True) for path in left])
+    for path in left:
+        _on_first_rank(partial(path.unlink, missing_ok=True))
 
 
 def finish_run(ckpt_dir: str | Path) -> None:
