@@ -73,6 +73,8 @@ def test_training_leaves_model_numbers_and_pictures(trained):
     images = json.loads((root / "eval" / "images.json").read_text())
     assert images["reconstruction"].keys() == {"psnr_db", "ssim"}
     assert images["swaps"]["scanner"]["follows"].keys() >= {"value", "chance"}
+    assert images["diversity"]["real"].keys() == {"ms_ssim", "error"}
+    assert images["judge"].endswith("trained on diagnosis, scanner")
     for picture in ("samples", "reconstructions", "swaps", "curves"):
         assert (root / "eval" / f"{picture}.png").stat().st_size > 5000
     history = pd.read_csv(root / "eval" / "history.csv")
@@ -85,7 +87,8 @@ def test_training_leaves_model_numbers_and_pictures(trained):
     assert [factor["name"] for factor in saved["factors"]] == ["diagnosis", "scanner"]
     html = (root / "eval" / "report.html").read_text()
     assert ('class="volumes"' in html) == (spatial_dims == 3)
-    for words in ("scanner follows the donor", "diagnosis swapped, scanner kept", "PSNR of"):
+    named = f"Features: {images['judge']}."
+    for words in ("scanner follows the donor", "diagnosis swapped, scanner kept", "MS-SSIM", named):
         assert words in html
 
 
@@ -161,6 +164,17 @@ def test_the_published_system_is_one_switch(tmp_path):
     assert dependence.target_weight == 0
     assert flow.parser.get_parsed_content("voxel_weight") == 0
     assert flow.parser.get_parsed_content("optimizer").defaults["betas"] == (0.0, 0.99)
+
+
+def test_without_classes_there_is_no_judge_and_the_page_says_so(tmp_path):
+    phantoms(tmp_path / "data", 32, spatial_dims=2)
+    factors = {"age": {"kind": "continuous", "size": 2}}
+    run(["train.yaml"], training(tmp_path, 2) | {"factors": factors, "max_epochs": 1}, 2)
+    images = json.loads((tmp_path / "eval" / "images.json").read_text())
+    assert (images["judge"], images["swaps"]) == (None, {})
+    assert images["diversity"]["drawn"]["ms_ssim"] <= 1
+    html = (tmp_path / "eval" / "report.html").read_text()
+    assert f"It is missing here: {images['reason']}." in html
 
 
 @pytest.mark.parametrize("name", ["gan_published", "gan_no_voxels", "encoder_plain"])
