@@ -177,6 +177,23 @@ def test_without_classes_there_is_no_judge_and_the_page_says_so(tmp_path):
     assert f"It is missing here: {images['reason']}." in html
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"balance": ["sexx"]}, "There is no factor 'sexx'"),
+        ({"given": ["sexx"]}, "given has 'sexx'; expected factors among"),
+        ({"groups": ["sexx"]}, "groups has 'sexx', which is not a column"),
+        ({"factors": {"scanner": None}, "free_size": 0}, "expected sizes of two subspaces or more"),
+    ],
+)
+@pytest.mark.parametrize("trained", [2], indirect=True)
+def test_what_is_wrong_is_said_before_anything_is_written(trained, tmp_path, overrides, message):
+    places = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
+    with pytest.raises(SystemExit, match=message):
+        run(["train.yaml"], training(trained[0], 2) | places | overrides, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["gan_published", "gan_no_voxels", "encoder_plain"])
 def test_ablations_only_set_keys_that_exist(name):
     train = yaml.safe_load((configs(2) / "train.yaml").read_text())

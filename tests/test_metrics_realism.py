@@ -179,7 +179,7 @@ def test_swaps_are_judged_against_donor_and_recipient():
 
 
 def test_what_comes_over_with_a_swap_shows_only_where_the_donor_has_another_label():
-    """The donor's scanner comes over in 30 %: .85 of all keep theirs, .70 of those that can fail."""
+    """The donor's scanner comes over in 30 %: .85 of all keep theirs, .70 of who can fail."""
     rng = np.random.default_rng(1)
     own, donor = rng.integers(2, size=(2, 4000)).astype(float)
     said = np.where(rng.random(4000) < 0.3, donor, own)
