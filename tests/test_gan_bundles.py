@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from medvae.data import phantoms
+from medvae.networks import DisentangledGAN
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 pytestmark = [
@@ -192,6 +193,33 @@ def test_what_is_wrong_is_said_before_anything_is_written(trained, tmp_path, ove
     with pytest.raises(SystemExit, match=message):
         run(["train.yaml"], training(trained[0], 2) | places | overrides, 2)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["gan_2d_256", "gan_3d_128"])
+def test_finer_grids_are_those_that_the_docs_count(name):
+    """Built without memory from the configuration, with the docs' 32 dimensions and one channel."""
+    spatial_dims = int(name[4])
+    overlay = yaml.safe_load((BUNDLES.parent / "configs" / "sizes" / f"{name}.yaml").read_text())
+    train = yaml.safe_load((configs(spatial_dims) / "train.yaml").read_text())
+    assert overlay.keys() <= train.keys()
+    keys = {"spatial_dims", "image_size", "channels", "in_channels", "mapping_layers", "faithful"}
+    settings = {key: value for key, value in (train | overlay).items() if key in keys}
+    with torch.device("meta"):
+        network = DisentangledGAN(
+            sizes={"a": 4, "b": 12, "free": 16}, outputs={"a": 3, "b": 14}, **settings
+        )
+    millions = [
+        f"{sum(p.numel() for p in part.parameters()) / 1e6:.2f}"
+        for part in (network.generator, network.discriminator)
+    ]
+    shape = f"{spatial_dims}D, {overlay['image_size'][0]}{'²³'[spatial_dims - 2]}"
+    row = (
+        f"| {shape}, channels {', '.join(map(str, overlay['channels']))} | {', '.join(millions)} |"
+    )
+    docs = (BUNDLES.parent / "docs" / "disentangled_gan.md").read_text("utf-8")
+    assert row in docs
+    assert "batches of 16 at 256² and of 3 at 128³" in docs
+    assert overlay["batch_size"] == {2: 16, 3: 3}[spatial_dims]
 
 
 @pytest.mark.parametrize("name", ["gan_published", "gan_no_voxels", "encoder_plain"])
