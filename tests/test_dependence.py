@@ -191,7 +191,7 @@ def test_what_is_refused():
         distance_correlation(x, x[:4])
     with pytest.raises(ValueError, match="at least 4 rows, found 3"):
         u_distance_correlation_sqr(x[:3], x[:3])
-    with pytest.raises(ValueError, match="two subspaces or more, found \\[3\\]"):
+    with pytest.raises(ValueError, match="two subspaces or more, .* found \\[3\\]"):
         SubspaceDependenceLoss([3])
     with pytest.raises(ValueError, match="found unbiased=False"):
         SubspaceDependenceLoss([3, 3], unbiased=False, covariates=1)
@@ -326,13 +326,129 @@ def test_live_rows_only():
     assert not x.grad[11:].any()
 
 
+def weighted_by_hand(x, y, weights):
+    """R with distances freed of r_i + r_j by least squares over the pairs, in float64."""
+    first, second = torch.triu_indices(len(x), len(x), 1)
+    root = (weights[first] * weights[second]).sqrt()
+    design = torch.zeros(len(first), len(x), dtype=x.dtype)
+    design[range(len(first)), first] = design[range(len(first)), second] = root
+    rest = []
+    for z in (x, y):
+        wanted = root * (z[first] - z[second]).norm(dim=1)
+        rest.append(wanted - design @ torch.linalg.lstsq(design, wanted[:, None]).solution[:, 0])
+    return rest[0] @ rest[1] / (rest[0].norm() * rest[1].norm())
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_weighted_rows():
+    x, y = normal(0, 30, 3).requires_grad_(), normal(1, 30, 2).requires_grad_()
+    with torch.no_grad():
+        y[:, 0] += x[:, 0]
+    weights = 1 + normal(2, 30).square()
+
+    def form(x, y):
+        return correlations([x, y], weights=weights)[0, 1]
+
+    torch.testing.assert_close(form(x, y), weighted_by_hand(x.detach(), y.detach(), weights))
+    assert torch.autograd.gradcheck(form, (x, y))
+    even = correlations([x, y], weights=torch.full((30,), 3.0))[0, 1]
+    torch.testing.assert_close(even, u_distance_correlation_sqr(x, y))
+
+
+def drawn_again(subjects, known, memory, steps=60, batch=16, chances=None, **settings):
+    """Mean R of independent codes of some subjects that are drawn with replacement."""
+    torch.manual_seed(0)
+    loss, found = SubspaceDependenceLoss([2, 3], memory, **settings), []
+    for _ in range(steps):  # other codes each time: the mean over cohorts, not R of one
+        loss.filled.zero_()
+        codes = [torch.randn(subjects, size) for size in (2, 3)]
+        for _ in range(1 + memory // batch):
+            rows = torch.multinomial(
+                torch.ones(subjects) if chances is None else chances, batch, True
+            )
+            moved = [part[rows] + 0.05 * torch.randn(batch, part.shape[1]) for part in codes]
+            terms = loss(moved, subject=rows if known else None)
+        found.append(float(terms["dependence"]))
+    return np.mean(found), np.std(found) / steps**0.5
+
+
+@pytest.mark.parametrize(("subjects", "memory"), [(30, 0), (60, 64), (20, 64)])
+@pytest.mark.parametrize("rare", [1.0, 10.0])
+def test_subjects_that_come_again_are_no_dependence(subjects, memory, rare):
+    """In a batch, in the memory, and where the memory is larger than the data set."""
+    chances = torch.ones(subjects)
+    chances[::4] = rare
+    value, error = drawn_again(subjects, True, memory, chances=chances)
+    assert abs(value) < 3 * error + 1e-3
+    twice, error = drawn_again(subjects, False, memory, chances=chances)
+    assert twice > 0.03 + 3 * error
+
+
+def test_the_newest_row_of_a_subject_counts_for_all_and_balance_stays():
+    loss = SubspaceDependenceLoss([2, 2], memory=40)
+    old, new = [normal(k, 24, 2) for k in (0, 1)], [normal(k, 16, 2) for k in (2, 3)]
+    loss(old, subject=torch.arange(24))
+    subject = torch.tensor([*range(8), 0, 1, *range(30, 36)])
+    live = [part.clone().requires_grad_() for part in new]
+    terms = loss(live, subject=subject)
+    terms["loss"].backward()
+    first = [k for k in range(16) if k not in (8, 9)]
+    rows = [torch.cat([n[first], o[8:]]) for n, o in zip(new, old, strict=True)]
+    weights = torch.tensor([3.0, 3, *[2] * 6, *[1] * 22])
+    expected = weighted_by_hand(*(part.double() for part in rows), weights.double())
+    assert terms["dependence"].item() == pytest.approx(float(expected), abs=1e-5)
+    assert terms["loss"].item() == pytest.approx(40 / 24 * float(expected), abs=1e-5)
+    assert not live[0].grad[8:10].any()
+    assert live[0].grad[first].abs().min() > 0
+    again = SubspaceDependenceLoss([2, 2], memory=40)
+    again.load_state_dict(loss.state_dict())  # whose the rows are, too
+    assert torch.equal(again(new, subject=subject)["loss"], loss(new, subject=subject)["loss"])
+
+
+def test_rows_of_unknown_subjects_and_the_published_form_count_each():
+    codes = [normal(k, 20, 2) for k in range(2)]
+    unknown, same = torch.full((20,), -1), torch.arange(20) // 2
+    for unbiased in (True, False):
+        loss = SubspaceDependenceLoss([2, 2], unbiased=unbiased)
+        assert torch.equal(loss(codes, subject=unknown)["loss"], loss(codes)["loss"])
+    assert torch.equal(loss(codes, subject=same)["loss"], loss(codes)["loss"])
+
+
+def test_a_missing_label_is_missing_for_its_own_target_alone():
+    """Half of the rows know the one label and half the other: no row knows both."""
+    x, label = normal(0, 80, 2), (torch.arange(80) % 2).double()
+    targets = torch.stack([label, label], 1)
+    targets[:40, 0] = targets[40:, 1] = float("nan")
+    loss = SubspaceDependenceLoss([2, 2, 2], targets=[1, 1], target_weight=1.0)
+    third = label[:, None] + 0.1 * normal(1, 80, 2)
+    found = loss([x, x, third], targets=targets)
+    pairs = [(x, x), (x, third), (x, third)]
+    among = torch.stack([u_distance_correlation_sqr(*pair) for pair in pairs]).mean()
+    torch.testing.assert_close(found["dependence"], among)
+    assert found["dependence"] > 0.3
+    halves = {0: slice(40, 80), 1: slice(0, 40)}
+    across = [
+        u_distance_correlation_sqr(z[halves[t]], label[halves[t], None])
+        for t in (0, 1)
+        for s, z in enumerate((x, x, third))
+        if s != t
+    ]
+    torch.testing.assert_close(found["target_dependence"], torch.stack(across).mean())
+    without = SubspaceDependenceLoss([2, 2, 2], targets=[1, 1])
+    skipped = without([x, x, third], targets=targets)
+    torch.testing.assert_close(skipped["loss"], among)
+    assert "target_dependence" not in skipped
+
+
 def train(mine, sizes=(2, 3)):
     """Return the values and the summed gradients of a few steps with a memory."""
+    drawn = (torch.arange(36) * 7 % 20).split(12)  # subjects, some again
     loss = SubspaceDependenceLoss(sizes, memory=20, spread=0.1, rank=3.0)
     values, grads = [], []
     for step in range(3):
         codes = [normal(7 * step + s, 12, d)[mine].requires_grad_() for s, d in enumerate(sizes)]
-        value = loss(codes, label=(torch.arange(12) % 2)[mine])["loss"]
+        label, subject = (torch.arange(12) % 2)[mine], drawn[step][mine]
+        value = loss(codes, label=label, subject=subject)["loss"]
         value.backward()
         values.append(value.detach())
         grads.append([part.grad for part in codes])

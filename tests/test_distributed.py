@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -21,10 +22,18 @@ from torch.multiprocessing import ProcessExitedException
 from torch.nn.parallel import DistributedDataParallel
 
 from medvae.data import phantoms
-from medvae.engines.adversarial import average_gradients
+from medvae.engines import PrepareAttributes, TrainingStep
 from medvae.engines.checkpoint import Checkpoint
-from medvae.losses import AttributeRegularizationLoss, AttriVAELoss, ControlLoss
-from medvae.networks import AttriVAE
+from medvae.engines.steps import average_gradients
+from medvae.losses import (
+    AdversarialLeakageLoss,
+    AttributeRegularizationLoss,
+    AttriVAELoss,
+    ControlLoss,
+    FactorLoss,
+    SubspaceLoss,
+)
+from medvae.networks import AttriVAE, SubspaceEncoder
 
 STEPS, BATCH = 3, 4
 
@@ -209,6 +218,34 @@ def test_the_gans_gradients_are_means_over_the_ranks(tmp_path: Path) -> None:
     for first, second in of_two_ranks(averaged, tmp_path):
         assert first.tolist() == [0.5, 0.5]
         assert second.tolist() == [1.5, 1.5]
+
+
+def adversarial(rank: int) -> list[Tensor]:
+    """The weights of adversaries after a step on each rank's own images."""
+    torch.manual_seed(0)
+    kinds, outputs = {"scanner": "categorical"}, {"scanner": 2}
+    rival = AdversarialLeakageLoss([2, 3], kinds, outputs)
+    sizes = {"scanner": 2, "free": 3}
+    loss = SubspaceLoss(FactorLoss(kinds, outputs), rival, sizes, {"scanner": 2})
+    encoder = SubspaceEncoder(nn.Sequential(nn.Flatten(), nn.Linear(4, 5)), sizes, outputs)
+    network = DistributedDataParallel(encoder)
+    engine = SimpleNamespace(
+        prepare_batch=PrepareAttributes(label=False), network=network, loss_function=loss,
+        optimizer=torch.optim.SGD([*network.parameters(), *loss.parameters()], 0.1),
+        inferer=lambda image, network: network(image), non_blocking=False, to_kwargs={},
+        state=SimpleNamespace(device="cpu", epoch=1, iteration=1),
+    )  # fmt: skip
+    start = [p.detach().clone() for p in rival.parameters()]
+    torch.manual_seed(1 + rank)
+    factors = torch.arange(6)[:, None] % 2
+    TrainingStep()(engine, {"image": torch.randn(6, 1, 2, 2), "factors": factors})
+    assert any(not torch.equal(a, b) for a, b in zip(start, rival.parameters(), strict=True))
+    return [p.detach().clone() for p in loss.parameters()]
+
+
+def test_adversaries_stay_the_same_on_every_rank(tmp_path: Path) -> None:
+    for first, second in zip(*of_two_ranks(adversarial, tmp_path), strict=True):
+        assert torch.equal(first, second)
 
 
 RESUMED = {"attri_vae": {"dropout": 0.2}, "disentangled_gan_2d": {"path_interval": 1}}

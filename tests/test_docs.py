@@ -9,7 +9,18 @@ from typing import Any
 import nibabel as nib
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+CONFIGS = [*ROOT.glob("bundles/*/configs/*.yaml"), *ROOT.glob("configs/**/*.yaml")]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_a_configurations_comments_name_are_there(path: Path) -> None:
+    comments = " ".join(re.findall(r"#(.*)", path.read_text("utf-8")))
+    named = re.findall(r"(?:bundles|configs|docs|tests)/[\w./*]+\w", comments)
+    assert not [name for name in named if not list(ROOT.glob(name))]
 
 
 def test_the_example_without_bundles_runs_in_forty_lines(

@@ -19,6 +19,7 @@ from medvae.networks import SubspaceClassifier
 REPOSITORY = Path(__file__).parents[1]
 CONFIGS = REPOSITORY / "bundles" / "disentangled_encoder" / "configs"
 SUBJECTS = 60
+HSIC = {"_target_": "medvae.losses.HSICLoss"}
 pytestmark = [
     # MONAI says so at every run of every bundle (GHSA-873f-pvrv-4x83)
     pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"),
@@ -182,6 +183,12 @@ def test_metadata_and_the_networks_shapes(trained, tmp_path):
         ({"factors": {}}, "factors is empty"),
         ({"free_size": -1}, "'free' has size -1"),
         ({"balance": ["sex"]}, "There is no factor 'sex'"),
+        ({"groups": ["sexx"]}, "groups has 'sexx', which is not a column"),
+        ({"given": ["sexx"]}, "given has 'sexx'; expected factors among"),
+        ({"given": ["diagnosis"], "dependence": HSIC}, "found HSICLoss"),
+        ({"factors": {"whole": {"column": "sex"}}}, "'whole', which means something else"),
+        ({"factors": {"scanner": None}, "free_size": 0}, "expected sizes of two subspaces or more"),
+        ({"made_confounding": {"between": ["diagnosis"]}}, "made_confounding is .* two factors"),
         ({"batch_size": 1000}, "batch_size is 1000"),
         ({"batch_size": 1}, "batch_size is 1"),
     ],
@@ -191,7 +198,25 @@ def test_what_is_wrong_is_said_in_a_sentence(trained, tmp_path, overrides, messa
     places = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
     with pytest.raises(SystemExit, match=message):
         run(["train.yaml"], training(root, 2) | places | overrides)
-    assert not (tmp_path / "models" / "model.pt").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("trained", [2], indirect=True)
+def test_a_wrong_group_is_named_when_a_model_is_evaluated_again(trained, tmp_path):
+    overrides = training(trained[0], 2, output_dir=str(tmp_path / "eval"), groups=["sexx"])
+    with pytest.raises(SystemExit, match="groups has 'sexx'"):
+        run(["train.yaml", "evaluate.yaml"], overrides)
+
+
+@pytest.mark.parametrize("trained", [2], indirect=True)
+def test_a_continuous_factor_can_be_given(trained, tmp_path):
+    factors = {"scanner": {"size": 2}, "age": {"kind": "continuous", "size": 2}}
+    overrides = training(trained[0], 2, factors=factors, given=["age"], max_epochs=1)
+    overrides |= {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
+    flow = run(["train.yaml"], overrides | {"run": ["$@train::trainer.run()"]})
+    dependence = flow.parser.get_parsed_content("objective").dependence.dependence
+    assert dependence.covariates == 1
+    assert (dependence.past[:, -1] >= 0).any()  # whose codes they are
 
 
 ABLATIONS = sorted((REPOSITORY / "configs" / "ablations").glob("encoder_*.yaml"))

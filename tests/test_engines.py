@@ -69,6 +69,8 @@ def test_batches_are_scaled_and_keep_what_is_missing(scaler):
     np.testing.assert_allclose(targets["attributes"][:, 0], expected, rtol=1e-5)
     assert torch.equal(targets["label"], batch()["label"])
     assert PrepareAttributes(label=False)(batch())[1] == {}
+    told = batch() | {"factors": np.zeros((6, 2)), "subject": np.arange(6)}
+    assert PrepareAttributes(label=False)(told)[1]["subject"].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_training_step_updates_and_reports_its_terms(scaler):

@@ -12,6 +12,7 @@ from medvae.data import (
     CohortError,
     Factors,
     balanced_sampler,
+    check_factor_training,
     confounded_rows,
     joint_classes,
 )
@@ -76,6 +77,8 @@ def test_items_carry_the_factors(cohort):
         np.stack([item["factors"] for item in items]), factors.values()[rows], rtol=1e-6
     )
     assert {"id", "image"} <= items[0].keys()
+    ids = cohort.subjects["id"]
+    assert [ids[item["subject"]] for item in items] == [item["id"] for item in items]
 
 
 def test_a_trained_models_factors_come_back(cohort, tmp_path):
@@ -102,11 +105,30 @@ def test_a_trained_models_factors_come_back(cohort, tmp_path):
         ({"age": {"bins": [60, 40]}}, "expected rising ones"),
         ({"age": {"bins": [300]}}, r"class\(es\) \['below 300'\] in the training rows"),
         ({"dx": {"kind": "continuous"}}, "expected a number"),
+        ({"whole": {"column": "dx"}}, "'whole', which means something else"),
+        ({"free": {"column": "dx"}}, "'free', which means something else"),
+        ({"dx": {"kind": "ordinal"}}, r"ordinal and its classes are text, \['ill', 'well'\]"),
+        ({"dx": {"classes": ["well", "sick"]}}, "is 'ill' in a training row; expected one of"),
+        ({"dx": {"classes": ["well", "ill", "ill"]}}, "expected every one once"),
+        ({"age": {"bins": [40], "classes": [1, 2]}}, "none beside bins"),
+        ({"size": {"kind": "continuous", "classes": [1, 2]}}, "or of a continuous factor"),
     ],
 )
 def test_bad_definitions_are_named(cohort, definitions, message):
     with pytest.raises(CohortError, match=message):
         Factors(cohort, definitions)
+
+
+def test_classes_come_in_the_order_that_is_declared(cohort, tmp_path):
+    grades = ["low", "medium", "high"]
+    cohort.subjects["grade"] = [grades[i % 3] for i in range(240)]
+    definition = {"grade": {"kind": "ordinal", "classes": [*grades, "highest"]}}
+    factors = Factors(cohort, definition)
+    assert factors.classes["grade"] == tuple(grades)  # those of the training rows
+    np.testing.assert_array_equal(factors.values()[:, 0], np.arange(240) % 3)
+    factors.save(tmp_path / "factors.json")
+    again = Factors(cohort, state=tmp_path / "factors.json")
+    np.testing.assert_array_equal(again.values(), factors.values())
 
 
 def test_a_label_missing_for_everybody_is_named(cohort):
@@ -165,6 +187,48 @@ def test_made_confounding_keeps_the_whole_cohort_as_pool(cohort):
     factors = Factors(cohort, {"dx": None, "camera": None}, confounding=between)
     assert len(factors.cohort.subjects) < len(factors.pool.subjects) == 240
     assert len(factors.datalist("train")) == (factors.cohort.subjects["split"] == "train").sum()
+
+
+def test_a_class_that_made_confounding_leaves_out_of_training_is_named(cohort):
+    """It would number the pool's classes after the training."""
+    train = np.flatnonzero(cohort.subjects["split"] == "train")
+    between = {"between": ["dx", "camera"], "strength": 0.9}
+    kept = Factors(cohort, {"dx": None, "camera": None}, confounding=between).cohort.subjects["id"]
+    left_out = next(row for row in train if cohort.subjects["id"][row] not in set(kept))
+    cohort.subjects["grade"] = ["mild" if row % 2 else "severe" for row in range(240)]
+    cohort.subjects.loc[left_out, "grade"] = "rare"
+    names = dict.fromkeys(["dx", "camera", "grade"])
+    assert Factors(cohort, names).classes["grade"] == ("mild", "rare", "severe")
+    with pytest.raises(CohortError, match="'grade' is 'rare' in row .* no training row has"):
+        Factors(cohort, names, confounding=between)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ({"between": ["dx", "camera"], "strenght": 0.9}, "'strenght'; did you mean 'strength'"),
+        ({"strength": 0.9}, "expected the names of two factors in 'between'"),
+        ({"between": ["dx"], "strength": 0.9}, "expected the names of two factors"),
+        ({"between": ["dx", "camera", "age"], "strength": 0.9}, "expected the names of two"),
+        ({"between": "dx", "strength": 0.9}, "expected the names of two factors"),
+        ({"between": ["dx", "camera"]}, "and a 'strength' of 0 to 1"),
+        ({"between": ["dx", "size"], "strength": 0.9}, "'size' is continuous; expected .* between"),
+    ],
+)
+def test_bad_settings_of_made_confounding_are_named(cohort, made, message):
+    with pytest.raises(CohortError, match=message):
+        Factors(cohort, DEFINITIONS, confounding=made)
+
+
+def test_names_that_only_sampler_or_evaluation_would_ask_for_are_checked(cohort):
+    factors = Factors(cohort, DEFINITIONS)
+    check_factor_training(factors, 8, 1, groups=["age", "camera"], balance=["dx", "camera"])
+    with pytest.raises(CohortError, match="groups has 'agee'.* did you mean 'age'"):
+        check_factor_training(factors, 8, 1, groups=["agee"])
+    with pytest.raises(CohortError, match="no factor 'dxx'; did you mean 'dx'"):
+        check_factor_training(factors, 8, 1, balance=["dxx"])
+    with pytest.raises(CohortError, match="'size' is continuous; expected .* balance by"):
+        check_factor_training(factors, 8, 1, balance=["size"])
 
 
 def test_balanced_sampling_makes_factors_independent():

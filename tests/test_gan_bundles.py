@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from medvae.data import phantoms
+from medvae.networks import DisentangledGAN
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 pytestmark = [
@@ -73,6 +74,8 @@ def test_training_leaves_model_numbers_and_pictures(trained):
     images = json.loads((root / "eval" / "images.json").read_text())
     assert images["reconstruction"].keys() == {"psnr_db", "ssim"}
     assert images["swaps"]["scanner"]["follows"].keys() >= {"value", "chance"}
+    assert images["diversity"]["real"].keys() == {"ms_ssim", "error"}
+    assert images["judge"].endswith("trained on diagnosis, scanner")
     for picture in ("samples", "reconstructions", "swaps", "curves"):
         assert (root / "eval" / f"{picture}.png").stat().st_size > 5000
     history = pd.read_csv(root / "eval" / "history.csv")
@@ -85,7 +88,8 @@ def test_training_leaves_model_numbers_and_pictures(trained):
     assert [factor["name"] for factor in saved["factors"]] == ["diagnosis", "scanner"]
     html = (root / "eval" / "report.html").read_text()
     assert ('class="volumes"' in html) == (spatial_dims == 3)
-    for words in ("scanner follows the donor", "diagnosis swapped, scanner kept", "PSNR of"):
+    named = f"Features: {images['judge']}."
+    for words in ("scanner follows the donor", "diagnosis swapped, scanner kept", "MS-SSIM", named):
         assert words in html
 
 
@@ -161,6 +165,61 @@ def test_the_published_system_is_one_switch(tmp_path):
     assert dependence.target_weight == 0
     assert flow.parser.get_parsed_content("voxel_weight") == 0
     assert flow.parser.get_parsed_content("optimizer").defaults["betas"] == (0.0, 0.99)
+
+
+def test_without_classes_there_is_no_judge_and_the_page_says_so(tmp_path):
+    phantoms(tmp_path / "data", 32, spatial_dims=2)
+    factors = {"age": {"kind": "continuous", "size": 2}}
+    run(["train.yaml"], training(tmp_path, 2) | {"factors": factors, "max_epochs": 1}, 2)
+    images = json.loads((tmp_path / "eval" / "images.json").read_text())
+    assert (images["judge"], images["swaps"]) == (None, {})
+    assert images["diversity"]["drawn"]["ms_ssim"] <= 1
+    html = (tmp_path / "eval" / "report.html").read_text()
+    assert f"It is missing here: {images['reason']}." in html
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"balance": ["sexx"]}, "There is no factor 'sexx'"),
+        ({"given": ["sexx"]}, "given has 'sexx'; expected factors among"),
+        ({"groups": ["sexx"]}, "groups has 'sexx', which is not a column"),
+        ({"factors": {"scanner": None}, "free_size": 0}, "expected sizes of two subspaces or more"),
+    ],
+)
+@pytest.mark.parametrize("trained", [2], indirect=True)
+def test_what_is_wrong_is_said_before_anything_is_written(trained, tmp_path, overrides, message):
+    places = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
+    with pytest.raises(SystemExit, match=message):
+        run(["train.yaml"], training(trained[0], 2) | places | overrides, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["gan_2d_256", "gan_3d_128"])
+def test_finer_grids_are_those_that_the_docs_count(name):
+    """Built without memory from the configuration, with the docs' 32 dimensions and one channel."""
+    spatial_dims = int(name[4])
+    overlay = yaml.safe_load((BUNDLES.parent / "configs" / "sizes" / f"{name}.yaml").read_text())
+    train = yaml.safe_load((configs(spatial_dims) / "train.yaml").read_text())
+    assert overlay.keys() <= train.keys()
+    keys = {"spatial_dims", "image_size", "channels", "in_channels", "mapping_layers", "faithful"}
+    settings = {key: value for key, value in (train | overlay).items() if key in keys}
+    with torch.device("meta"):
+        network = DisentangledGAN(
+            sizes={"a": 4, "b": 12, "free": 16}, outputs={"a": 3, "b": 14}, **settings
+        )
+    millions = [
+        f"{sum(p.numel() for p in part.parameters()) / 1e6:.2f}"
+        for part in (network.generator, network.discriminator)
+    ]
+    shape = f"{spatial_dims}D, {overlay['image_size'][0]}{'²³'[spatial_dims - 2]}"
+    row = (
+        f"| {shape}, channels {', '.join(map(str, overlay['channels']))} | {', '.join(millions)} |"
+    )
+    docs = (BUNDLES.parent / "docs" / "disentangled_gan.md").read_text("utf-8")
+    assert row in docs
+    assert "batches of 16 at 256² and of 3 at 128³" in docs
+    assert overlay["batch_size"] == {2: 16, 3: 3}[spatial_dims]
 
 
 @pytest.mark.parametrize("name", ["gan_published", "gan_no_voxels", "encoder_plain"])

@@ -146,13 +146,14 @@ def test_realism_names_bad_input():
 
 def test_swaps_are_judged_against_donor_and_recipient():
     rng = np.random.default_rng(0)
-    own, donor, kept = rng.integers(3, size=(3, 90)).astype(float)
-    kept[:5] = np.nan
+    own, donor, kept, other = rng.integers(3, size=(4, 90)).astype(float)
+    kept[:5], other[5:9] = np.nan, -1
     follow = np.where(np.arange(90) % 10 == 0, own, donor)
     said_kept = np.where(np.arange(90) % 4 == 0, 0, np.nan_to_num(kept))
-    labels = {"dx": own, "scanner": kept}
+    labels, donors = {"dx": own, "scanner": kept}, {"dx": donor, "scanner": other}
+    plain = {"dx": own, "scanner": np.where(np.arange(90) % 3 == 0, 0, np.nan_to_num(kept))}
     report = judge_swaps(
-        {"dx": follow, "scanner": said_kept}, "dx", labels, donor, {"real": labels}, (own, follow)
+        {"dx": follow, "scanner": said_kept}, "dx", labels, donors, {"plain": plain}, (own, follow)
     )
     json.dumps(report, allow_nan=False)
     changed = own != donor
@@ -161,25 +162,56 @@ def test_swaps_are_judged_against_donor_and_recipient():
     assert report["follows"]["value"] + report["stays"]["value"] == pytest.approx(1)
     assert report["agrees"]["rows"] == (own != follow).sum()
     assert report["agrees"]["value"] == 1
-    known = ~np.isnan(kept)
+    asked = ~np.isnan(kept) & (other >= 0) & (kept != other)
     keeps = report["keeps"]["scanner"]
-    assert keeps["value"] == pytest.approx(accuracy_score(kept[known], said_kept[known]))
-    balanced = balanced_accuracy_score(kept[known], said_kept[known])
+    assert keeps["rows"] == asked.sum()
+    assert keeps["value"] == pytest.approx(accuracy_score(kept[asked], said_kept[asked]))
+    balanced = balanced_accuracy_score(kept[asked], said_kept[asked])
     assert keeps["balanced"] == pytest.approx(balanced)
     assert keeps["low"] < keeps["value"] < keeps["high"]
-    assert keeps["chance"] == np.unique(kept[known], return_counts=True)[1].max() / known.sum()
-    assert report["references"]["real"]["dx"]["value"] == 1
+    assert keeps["chance"] == np.unique(kept[asked], return_counts=True)[1].max() / asked.sum()
+    unswapped = report["references"]["plain"]
+    assert unswapped["dx"]["value"] == 1
+    bound = accuracy_score(kept[asked], plain["scanner"][asked])
+    assert unswapped["scanner"]["value"] == pytest.approx(bound)
+    assert (unswapped["scanner"]["rows"], unswapped["dx"]["rows"]) == (asked.sum(), changed.sum())
     assert "dx" not in report["keeps"]
+
+
+def test_what_comes_over_with_a_swap_shows_only_where_the_donor_has_another_label():
+    """The donor's scanner comes over in 30 %: .85 of all keep theirs, .70 of who can fail."""
+    rng = np.random.default_rng(1)
+    own, donor = rng.integers(2, size=(2, 4000)).astype(float)
+    said = np.where(rng.random(4000) < 0.3, donor, own)
+    labels, donors = {"dx": own, "scanner": own}, {"dx": donor, "scanner": donor}
+    report = judge_swaps({"dx": donor, "scanner": said}, "dx", labels, donors, {})
+    assert report["keeps"]["scanner"]["value"] == pytest.approx(0.70, abs=0.03)
+
+
+def test_intervals_of_swaps_are_by_patients():
+    rng = np.random.default_rng(2)
+    right = rng.random(100) < 0.7
+    own, said = np.zeros(200), np.repeat(right, 2).astype(float)  # both eyes of 100 patients
+    labels, donors = {"dx": own}, {"dx": own + 1}
+    rows = [
+        judge_swaps({"dx": said}, "dx", labels, donors, {}, patients=patients)["follows"]
+        for patients in (None, np.repeat(np.arange(100), 2))
+    ]
+    narrow, wide = (row["high"] - row["low"] for row in rows)
+    assert wide == pytest.approx(2**0.5 * narrow, rel=0.25)
 
 
 def test_swaps_name_bad_input_and_tell_what_is_undefined():
     said = {"dx": np.zeros(4)}
-    report = judge_swaps(said, "dx", said, np.zeros(4), {}, n_resamples=0)
+    report = judge_swaps(said, "dx", said, said, {}, n_resamples=0)
     assert (report["follows"]["rows"], report["follows"]["value"]) == (0, None)
     assert "agrees" not in report
+    both = {**said, "scanner": np.zeros(4)}
     with pytest.raises(ValueError, match="not judged {'swapped': \\['scanner'\\]"):
-        judge_swaps(said, "dx", {**said, "scanner": np.zeros(4)}, np.zeros(4), {})
+        judge_swaps(said, "dx", both, both, {})
+    with pytest.raises(ValueError, match="'donor': \\['scanner'\\]"):
+        judge_swaps(both, "dx", both, said, {})
     with pytest.raises(ValueError, match="expected 'age' among the labels"):
-        judge_swaps(said, "age", said, np.zeros(4), {})
+        judge_swaps(said, "age", said, said, {})
     with pytest.raises(ValueError, match="of one shape"):
-        judge_swaps(said, "dx", said, np.zeros(3), {})
+        judge_swaps(said, "dx", said, {"dx": np.zeros(3)}, {})

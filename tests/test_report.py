@@ -47,6 +47,7 @@ from medvae.report.page.swaps import swap_findings
 from medvae.report.page.verdict import verdict
 from medvae.report.page.volumes import volume_colours
 from medvae.report.page.words import beyond_chance
+from medvae.report.swaps import donor_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 
@@ -539,12 +540,13 @@ def test_examples_are_the_best_the_median_and_the_worst(copied):
 
 def test_a_gans_evaluation_writes_what_its_viewer_shows(copied, monkeypatch):
     monkeypatch.setattr("medvae.report.swaps.swap_subspaces", lambda _, image, donor, name: donor)
+    donors = donor_rows(["a", "b", "b", "d", "e"])
     network = SimpleNamespace(subspaces=SimpleNamespace(names=["sex", "free"]))
     results = of_another_system(copied)
     images = torch.rand(5, 1, 8, 7, 6)
     errors = torch.tensor([3.0, 1, 5, 2, 4]).reshape(5, 1, 1, 1, 1) / 50
     evaluation = GanEvaluation(network, None, [], [], None, results, window=(0, 1200))
-    evaluation._show_examples(images, images + errors, ["a", "b", "c", "d", "e"])
+    evaluation._show_examples(images, images + errors, ["a", "b", "c", "d", "e"], donors)
     shown = viewer_data(page(copied))["subjects"]
     assert [s["id"] for s in shown] == ["b", "a", "c"]
     (swap,) = shown[0]["attributes"]
@@ -552,6 +554,15 @@ def test_a_gans_evaluation_writes_what_its_viewer_shows(copied, monkeypatch):
     change = unpacked(shown[0], "change_from_a").get_fdata()
     expected = 1200 * (images[0] - images[1] - errors[1])[0].numpy()
     np.testing.assert_allclose(change[..., 1], expected, atol=12)
+
+
+def test_donors_are_other_patients():
+    assert donor_rows(["a", "b", "c"]).tolist() == [2, 0, 1]
+    eyes = ["a", "a", "b", "c", "c", "a"]
+    assert donor_rows(eyes).tolist() == [4, 4, 1, 2, 2, 4]
+    assert donor_rows(["a", "a"]).tolist() == [0, 1]  # nobody else
+    patients = np.random.default_rng(0).integers(5, size=40)
+    assert (patients[donor_rows(patients)] != patients).all()
 
 
 def test_an_intact_evaluation_writes_what_its_viewer_shows(copied, monkeypatch):

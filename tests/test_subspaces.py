@@ -226,8 +226,26 @@ def test_the_objective_adds_up_and_conditions():
     cells = factors[:, 1].clone()
     expected = SubspaceDependenceLoss([2, 3, 4])(list(output.codes.split([2, 3, 4], 1)), cells)
     torch.testing.assert_close(given(output, None, factors)["dependence"], expected["dependence"])
-    with pytest.raises(ValueError, match="expected factors with classes"):
+    with pytest.raises(ValueError, match=r"given has 'agee'; expected factors among \['age'\]"):
+        LabelledDependence(dependence, {"age": 3}, given=["agee"])
+    with pytest.raises(ValueError, match="of which 1 continuous; .* SubspaceDependenceLoss with 0"):
         LabelledDependence(dependence, {"age": 1}, given=["age"])
+    with pytest.raises(ValueError, match="found HSICLoss with None"):
+        LabelledDependence(HSICLoss(), {"age": 3}, given=["age"])
+
+
+def test_a_continuous_condition_is_a_covariate():
+    torch.manual_seed(0)
+    factors = torch.stack([torch.arange(60) % 2, torch.randn(60)], 1)
+    codes = [factors[:, 1:] + 0.3 * torch.randn(60, size) for size in (2, 3)]
+    dependence = SubspaceDependenceLoss([2, 3], covariates=1)
+    classes = {"scanner": 2, "age": 1}
+    found = LabelledDependence(dependence, classes, given=["age"])(codes, factors)["loss"]
+    torch.testing.assert_close(found, dependence(codes, covariates=factors[:, 1:])["loss"])
+    assert found < 0.2 < SubspaceDependenceLoss([2, 3])(codes)["loss"]
+    both = LabelledDependence(dependence, classes, given=["age", "scanner"])(codes, factors)["loss"]
+    expected = dependence(codes, factors[:, 0], factors[:, 1:])["loss"]
+    torch.testing.assert_close(both, expected)
 
 
 def test_hsic_sees_dependence_and_not_scale():
@@ -262,6 +280,8 @@ def test_the_adversary_learns_while_the_encoder_unlearns():
 
 def test_conditions_are_combinations_of_classes():
     class Told(torch.nn.Module):
+        covariates = 0
+
         def forward(self, subspaces, label):
             return {"loss": label}
 

@@ -10,7 +10,12 @@ from medvae.data.measured import check_and_measure
 from medvae.data.output import check_overwrite, check_results, check_writable, write_text
 from medvae.data.phantom_cohort import phantoms
 from medvae.data.record import check_settings, write_record
-from medvae.data.run import check_factor_training, check_split_sizes, check_training
+from medvae.data.run import (
+    check_factor_training,
+    check_groups,
+    check_split_sizes,
+    check_training,
+)
 from medvae.data.scaler import AttributeScaler
 from medvae.data.split import SPLITS, split_subjects
 from medvae.data.subjects import datalist, load_subjects
@@ -31,6 +36,7 @@ __all__ = [
     "balanced_sampler",
     "check_and_measure",
     "check_factor_training",
+    "check_groups",
     "check_overwrite",
     "check_results",
     "check_settings",

@@ -24,6 +24,8 @@ __all__ = ["KINDS", "Factor", "Factors", "Kind", "balanced_sampler"]
 
 Kind = Literal["categorical", "ordinal", "continuous"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+# subspaces of another meaning, and what losses call their terms
+RESERVED = ("free", "whole", "loss", "factors", "dependence", "weighted", "target_dependence")
 Array = npt.NDArray[np.float64]
 
 
@@ -39,7 +41,9 @@ class Factor:
         bins: rising limits that turn a number into an ordinal or categorical class; a limit
             belongs to the class above it.
         valid: a column that is 0 where the factor's cell is not to be believed.
-        classes: class values in the order of their numbers, of the training rows.
+        classes: class values in the order of their numbers, of the training rows. Not fitted: all
+            values that the column may hold, in their order, which an ordinal text cannot do
+            without; empty: whole numbers by size, text by alphabet.
         mean: of a continuous factor's training rows.
         sd: of the same.
     """
@@ -68,7 +72,8 @@ class Factor:
         """The factor with the classes, or the mean and spread, of the training rows.
 
         Raises:
-            CohortError: one class only, or nothing known.
+            CohortError: one class only, nothing known, a class that is not among those declared,
+                or ordinal text whose order nothing tells.
         """
         if self.kind == "continuous":
             known = self._numbers(train)
@@ -85,13 +90,30 @@ class Factor:
                 c for c in self._bin_names() if c in known_classes
             )
         else:
-            classes = sorted_classes(self._believed(train), self._column)
+            classes = self._ordered(sorted_classes(self._believed(train), self._column))
         if len(classes) < 2:
             raise CohortError(
                 f"The factor '{self.name}' has the class(es) {list(classes)} in the training rows; "
                 "expected at least two."
             )
         return replace(self, classes=classes)
+
+    def _ordered(self, found: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        """The classes found in the training rows in the order that was declared, if one was."""
+        if not self.classes:
+            if self.kind == "ordinal" and any(isinstance(value, str) for value in found):
+                raise CohortError(
+                    f"The factor '{self.name}' is ordinal and its classes are text, {list(found)}; "
+                    "expected all of them in their order, by classes: [...]."
+                )
+            return found
+        unknown = [value for value in found if value not in self.classes]
+        if unknown:
+            raise CohortError(
+                f"The factor '{self.name}' is {unknown[0]!r} in a training row; expected one of "
+                f"its classes {list(self.classes)}."
+            )
+        return tuple(value for value in self.classes if value in found)
 
     def values(self, subjects: pd.DataFrame) -> Array:
         """Class numbers or standardised values (N,), NaN where missing.
@@ -111,7 +133,7 @@ class Factor:
                 raise CohortError(
                     f"The factor '{self.name}' is {value!r} in row '{subjects['id'].iloc[row]}', a "
                     f"class that no training row has; expected one of {list(self.classes)}, by "
-                    "another split or by leaving the cell empty."
+                    "another split or made_confounding, or by leaving the cell empty."
                 )
             found[row] = numbers[value]
         return found
@@ -168,7 +190,8 @@ class Factors:
         pool: the cohort with them.
 
     Raises:
-        CohortError: no factor, an unknown setting or column, one class only.
+        CohortError: no factor, an unknown setting or column, a name that means something else, one
+            class only, or a class that no training row has that made confounding leaves.
     """
 
     def __init__(
@@ -186,11 +209,10 @@ class Factors:
         else:
             self.free_size = free_size
             chosen = [defined(name, given or {}) for name, given in (definitions or {}).items()]
-            if not chosen:
-                raise CohortError("factors is empty; expected at least one column of the table.")
+            check_names([factor.name for factor in chosen])
             self._fit(chosen)
         if confounding is not None:
-            self.cohort = self._confounded(**confounding)
+            self.cohort = self._confounded(**checked_confounding(confounding))
             if chosen is not None:
                 self._fit(chosen)
 
@@ -231,10 +253,17 @@ class Factors:
         return np.stack([factor.values(table) for factor in self._factors.values()], 1)
 
     def datalist(self, split: str | None = None) -> list[dict[str, Any]]:
-        """The cohort's items with the key `factors`, (K,) floats; see `Cohort.datalist`."""
-        table = self.cohort.subjects
-        known = dict(zip(table["id"], self.values().astype(np.float32), strict=True))
-        return [item | {"factors": known[item["id"]]} for item in self.cohort.datalist(split)]
+        """The cohort's items with two more keys; see `Cohort.datalist`.
+
+        `factors`, (K,) floats, and `subject`, the number of its row, for losses that must know an
+        item again.
+        """
+        values = self.values().astype(np.float32)
+        number = {name: row for row, name in enumerate(self.cohort.subjects["id"])}
+        return [
+            item | {"factors": values[number[item["id"]]], "subject": number[item["id"]]}
+            for item in self.cohort.datalist(split)
+        ]
 
     def cells(self, names: Sequence[str], split: str | None = None) -> npt.NDArray[np.int64]:
         """The number of each row's combination of classes, -1 where one is missing, (N,).
@@ -242,11 +271,7 @@ class Factors:
         Raises:
             CohortError: no such factor, or a continuous one, which has no classes.
         """
-        for name in names:
-            if self._factors[self.names[self._index(name)]].kind == "continuous":
-                raise CohortError(
-                    f"The factor '{name}' is continuous; expected one with classes to balance by."
-                )
+        self._check_classes(names, "to balance by")
         table = self.cohort.subjects
         rows = table if split is None else table[table["split"] == split]
         return joint_classes(self.values(rows), [self._index(name) for name in names])
@@ -261,16 +286,25 @@ class Factors:
 
     def _confounded(self, between: Sequence[str], **options: Any) -> Cohort:
         columns = [self._index(name) for name in between]
+        self._check_classes(between, "to make confounding between")
         splits = self.cohort.subjects["split"].tolist()
         return self.cohort.chosen(
             confounded_rows(self.values()[:, columns], splits, **options).tolist()
         )
 
+    def _check_classes(self, names: Sequence[str], purpose: str) -> None:
+        for name in names:
+            if self.kinds[self.names[self._index(name)]] == "continuous":
+                raise CohortError(
+                    f"The factor '{name}' is continuous; expected one with classes {purpose}."
+                )
+
     def _fit(self, factors: Sequence[Factor]) -> None:
         table = self.cohort.subjects
         train = table[table["split"] == "train"]
         self._factors = {factor.name: factor.fitted(train) for factor in factors}
-        self.values()  # a class that no training row has is refused now
+        # a class that no training row has is refused now, and not when the pool is evaluated
+        self.values(self.pool.subjects)
 
     def _load(self, path: Path) -> None:
         try:
@@ -315,13 +349,14 @@ def defined(name: str, given: Mapping[str, Any]) -> Factor:
     Raises:
         CohortError: an unknown setting, or one out of its range.
     """
-    allowed = ("column", "kind", "size", "bins", "valid")
+    allowed = ("column", "kind", "size", "bins", "valid", "classes")
     for key in given:
         if key not in allowed:
             raise CohortError(
                 f"The factor '{name}' has a setting '{key}'; {suggestion(key, allowed)}"
             )
-    factor = Factor(name, **{**given, "bins": tuple(given.get("bins", ()))})
+    lists = {key: tuple(given.get(key) or ()) for key in ("bins", "classes")}
+    factor = Factor(name, **{**given, **lists})
     if factor.kind not in KINDS:
         raise CohortError(
             f"The factor '{name}' is of kind {factor.kind!r}; expected one of {KINDS}."
@@ -332,4 +367,47 @@ def defined(name: str, given: Mapping[str, Any]) -> Factor:
         raise CohortError(
             f"The factor '{name}' has bins {list(factor.bins)}; expected rising ones."
         )
+    classes = list(factor.classes)
+    if len(set(classes)) < len(classes) or (
+        classes and (factor.bins or factor.kind == "continuous")
+    ):
+        raise CohortError(
+            f"The factor '{name}' has classes {classes}; expected every one once, and none "
+            "beside bins or of a continuous factor."
+        )
     return factor
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse no factor at all, or one whose name means something else.
+
+    Raises:
+        CohortError: in one sentence.
+    """
+    if not names:
+        raise CohortError("factors is empty; expected at least one column of the table.")
+    for name in names:
+        if name in RESERVED:
+            raise CohortError(
+                f"A factor is called '{name}', which means something else; expected another name, "
+                f"with the setting {{column: {name}}}."
+            )
+
+
+def checked_confounding(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of made confounding, see `medvae.data.confounded_rows`.
+
+    Raises:
+        CohortError: an unknown or missing setting, or not two names.
+    """
+    allowed = ("between", "strength", "seed")
+    for key in given:
+        if key not in allowed:
+            raise CohortError(f"made_confounding has a setting '{key}'; {suggestion(key, allowed)}")
+    between = given.get("between")
+    if isinstance(between, str) or len(set(between or ())) != 2 or given.get("strength") is None:
+        raise CohortError(
+            f"made_confounding is {dict(given)}; expected the names of two factors in 'between', "
+            "and a 'strength' of 0 to 1."
+        )
+    return dict(given)

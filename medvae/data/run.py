@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from medvae.data.cohort import Cohort
-from medvae.data.errors import CohortError
+from medvae.data.errors import CohortError, suggestion
 from medvae.data.factors import Factors
 
-__all__ = ["check_factor_training", "check_split_sizes", "check_training"]
+__all__ = ["check_factor_training", "check_groups", "check_split_sizes", "check_training"]
 
 KNOWN = 5  # medvae.metrics scores no attribute that is known less often
 
@@ -34,20 +36,46 @@ def check_training(
 
 
 def check_factor_training(
-    factors: Factors, batch_size: int, max_epochs: int, val_interval: int = 1
+    factors: Factors,
+    batch_size: int,
+    max_epochs: int,
+    val_interval: int = 1,
+    groups: Sequence[str] = (),
+    balance: Sequence[str] | None = None,
 ) -> None:
     """Refuse a training of subspaces without a batch, an epoch, or a subject to test it on.
+
+    And names that only its sampler or its evaluation would ask for.
 
     Args:
         factors: of the cohort.
         batch_size: at least 2: codes are compared and normalised within a batch.
         max_epochs: at least 1.
         val_interval: epochs between validations, at most ``max_epochs``.
+        groups: columns that results are to be reported by.
+        balance: factors that batches are to be balanced by; None: none.
 
     Raises:
         CohortError: in one sentence that names the key.
     """
     check_split_sizes(factors.cohort, batch_size, max_epochs, val_interval)
+    check_groups(factors.pool, groups)
+    if balance is not None:
+        factors.cells(balance)
+
+
+def check_groups(cohort: Cohort, groups: Sequence[str]) -> None:
+    """Refuse a group that is no column of the cohort's table.
+
+    Raises:
+        CohortError: for the first one.
+    """
+    for name in groups:
+        if name not in cohort.subjects:
+            raise CohortError(
+                f"groups has '{name}', which is not a column of the table; "
+                f"{suggestion(name, cohort.subjects.columns)}"
+            )
 
 
 def check_split_sizes(

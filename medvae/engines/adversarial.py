@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from medvae.data import CohortError
-from medvae.engines.steps import check_finite
+from medvae.engines.steps import average_gradients, check_finite, rank_count
 
 __all__ = ["Terms", "average_gradients", "check_images", "due", "move_average", "update"]
 
@@ -84,28 +83,9 @@ def move_average(
         count: images of the iteration.
         iteration: from 1.
     """
-    images = count * _ranks()
+    images = count * rank_count()
     # a fixed half-life would average over the random start for long
     half_life = min(half_life, 0.05 * images * iteration)
     kept = 0.5 ** (images / half_life) if half_life > 0 else 0.0
     for average, value in zip(mean.parameters(), network.parameters(), strict=True):
         average.lerp_(value, 1 - kept)
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace gradients by their means over the ranks.
-
-    Networks are passed several times an iteration, and differentiated twice, which
-    DistributedDataParallel does not foresee.
-    """
-    if _ranks() == 1:
-        return
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        dist.all_reduce(parameter.grad)
-        parameter.grad /= _ranks()

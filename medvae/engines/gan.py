@@ -139,13 +139,13 @@ class GanStep:
         )
         check_images(image, batchdata)
         image, iteration = 2 * image - 1, engine.state.iteration
-        factors = targets.get("factors")
+        factors, subject = targets.get("factors"), targets.get("subject")
         self.network.train()
         self.trained.train()
         smooth = self.path_length is not None and due(iteration, self.path_interval)
         drawn = self.draw(image, exact=smooth)
         penalised = self.r1_weight > 0 and due(iteration, self.r1_interval)
-        terms, logged = self.discriminator_terms(image, drawn, factors, penalised)
+        terms, logged = self.discriminator_terms(image, drawn, factors, penalised, subject)
         output = update(self.optimizer_d, terms, "d", TERMS, engine)
         terms = self.generator_terms(image, drawn, factors, smooth)
         output |= update(self.optimizer_g, terms, "g", TERMS, engine)
@@ -172,7 +172,12 @@ class GanStep:
             return Draw(w, None if mixed else single, self.generator.synthesis(w))
 
     def discriminator_terms(
-        self, image: Tensor, drawn: Draw, factors: Tensor | None = None, penalised: bool = False
+        self,
+        image: Tensor,
+        drawn: Draw,
+        factors: Tensor | None = None,
+        penalised: bool = False,
+        subject: Tensor | None = None,
     ) -> tuple[Terms, Terms]:
         """Return the weighted terms of the discriminator's loss, and what else to log.
 
@@ -181,6 +186,7 @@ class GanStep:
             drawn: what `draw` gave.
             factors: shape (B, K), NaN where missing; None: without the objective of the codes.
             penalised: whether R1 is due.
+            subject: whose image each is, (B,); see `medvae.losses.SubspaceDependenceLoss`.
         """
         image = image.detach().requires_grad_(penalised)
         change = self._change(image)
@@ -198,7 +204,7 @@ class GanStep:
             terms |= self._voxel_term(again, image)
         logged: Terms = {}
         if self.objective is not None and factors is not None:
-            logged = dict(self.objective(real, image, factors))
+            logged = dict(self.objective(real, image, factors, subject))
             del logged["loss"]
             terms["factors"] = self.factor_weight * logged.pop("factors")
             if "weighted" in logged:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
@@ -52,8 +53,8 @@ class PrepareAttributes:
         """Return the image (B, C, *S) and a dictionary of the targets.
 
         The targets are `attributes`, scaled, (B, K) with NaN where missing, `label`, class
-        numbers (B,) with -1 where unknown, `regions`, 0 or 1, (B, R, *S), and `factors` as the
-        batch has them, (B, K) with NaN where missing (see `medvae.data.Factors`).
+        numbers (B,) with -1 where unknown, `regions`, 0 or 1, (B, R, *S), and as the batch has them
+        `factors`, (B, K) with NaN where missing, and `subject`, (B,) (see `medvae.data.Factors`).
         """
         image = torch.as_tensor(batchdata[self.image_key]).as_subclass(Tensor)
         image = image.to(device, non_blocking=non_blocking, **kwargs)
@@ -71,6 +72,8 @@ class PrepareAttributes:
             targets["regions"] = torch.cat(regions, 1).float()
         if "factors" in batchdata:
             targets["factors"] = torch.as_tensor(batchdata["factors"]).to(device).float()
+        if "subject" in batchdata:
+            targets["subject"] = torch.as_tensor(batchdata["subject"]).to(device)
         return image, targets
 
 
@@ -137,6 +140,8 @@ class TrainingStep:
             terms |= {"control": control, "loss": terms["loss"] + control}
         check_finite(terms, engine)
         terms["loss"].backward()
+        if isinstance(engine.loss_function, nn.Module):  # DDP sees to the network alone
+            average_gradients(engine.loss_function.parameters())
         if self.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_grad_norm)
         engine.optimizer.step()
@@ -160,6 +165,26 @@ def check_finite(terms: Mapping[str, Tensor], engine: Any) -> None:
         f"{engine.state.iteration}: {found}; a lower learning rate or weight of the term that "
         "grew, or max_grad_norm, usually helps"
     )
+
+
+def rank_count() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace gradients by their means over the ranks, where DistributedDataParallel does not.
+
+    It knows the network alone, and does not foresee that a GAN's are passed several times an
+    iteration, and differentiated twice.
+    """
+    if rank_count() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= rank_count()
 
 
 class EvaluationStep:

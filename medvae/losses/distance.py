@@ -91,7 +91,12 @@ def u_distance_correlation_sqr(x: Tensor, y: Tensor) -> Tensor:
     return correlations([x, y], unbiased=True)[0, 1]
 
 
-def correlations(sets: Sequence[Tensor], unbiased: bool = True, live: int | None = None) -> Tensor:
+def correlations(
+    sets: Sequence[Tensor],
+    unbiased: bool = True,
+    live: int | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Return the squared distance correlations of all pairs of sets of codes.
 
     Args:
@@ -99,6 +104,10 @@ def correlations(sets: Sequence[Tensor], unbiased: bool = True, live: int | None
         unbiased: `u_distance_correlation_sqr` of the pairs instead of `distance_correlation_sqr`.
         live: gradients are needed for so many rows, the first ones, and are 0 for the others;
             None: for all.
+        weights: of the rows, (N,), above 0 and each below half of their sum, in the bias-corrected
+            form alone: what a row counts that stands for several. Distances are then made free of
+            what rows have in common under weights w_i w_j of the pairs, i and j different, which is
+            U-centring where all are equal, and keeps 0 the expectation under independence.
 
     Returns:
         A symmetric (S, S); 1 on the diagonal, and 0 in rows and columns of constant sets.
@@ -113,10 +122,13 @@ def correlations(sets: Sequence[Tensor], unbiased: bool = True, live: int | None
     order = sorted(range(len(sets)), key=lambda s: -sets[s].shape[1])  # as _Distances wants it
     sets = [_standardised(sets[s].to(dtype)) for s in order]
     count = len(sets[0])
-    products = _Products.apply(unbiased, count if live is None else live, *sets)
+    if weights is not None:
+        weights = weights.to(dtype)
+    products = _Products.apply(unbiased, count if live is None else live, weights, *sets)
     variance = products.diagonal()
     # the sum of all squared distances, beside which a variance of rounding errors is known as such
-    total = torch.stack([2 * count * codes.detach().square().sum() for codes in sets])
+    each = torch.ones_like(sets[0][:, 0]) if weights is None else weights
+    total = torch.stack([2 * each.sum() * (each @ codes.detach().square()).sum() for codes in sets])
     constant = variance <= (64 * torch.finfo(dtype).eps) ** 2 * total
     scale = torch.where(constant, 1.0, variance).rsqrt()
     found = products * scale * scale[:, None]
@@ -161,16 +173,20 @@ class _Products(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, unbiased: bool, live: int, *sets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, unbiased: bool, live: int, weights: Tensor | None, *sets: Tensor
+    ) -> Tensor:
         distances = _Distances(sets)
-        means = _row_means(distances, unbiased)
+        means = _row_means(distances, unbiased, weights)
+        roots = None if weights is None else weights.sqrt()
         parts = []
         for rows, columns in distances.blocks():
             centred = distances.centred(distances.block(rows, columns), means, rows, columns)
             if unbiased and rows == columns:
                 centred.diagonal(dim1=1, dim2=2).zero_()
+            _weigh(centred, roots, rows, columns)
             parts.append(_dots(centred) * (1 if rows == columns else 2))
-        ctx.distances, ctx.means, ctx.live = distances, means, live
+        ctx.distances, ctx.means, ctx.live, ctx.roots = distances, means, live, roots
         ctx.save_for_backward(*sets)
         return torch.stack(parts).sum(0)
 
@@ -182,12 +198,14 @@ class _Products(torch.autograd.Function):
         # ones, so that one product has the weighted sum of codes and the sum of weights
         padded = [torch.cat([codes, codes.new_ones(len(codes), 1)], 1) for codes in sets]
         sums = [torch.zeros_like(codes) for codes in padded]
-        wanted = [s for s in range(len(sets)) if ctx.needs_input_grad[2 + s]]
+        wanted = [s for s in range(len(sets)) if ctx.needs_input_grad[3 + s]]
         for rows, columns in ctx.distances.blocks(ctx.live):
             distances = ctx.distances.block(rows, columns)
             centred = ctx.distances.centred(distances, ctx.means, rows, columns)
+            _weigh(centred, ctx.roots, rows, columns)
             for s in wanted:
                 pull = _mixed(centred, mixture[s]).div_(distances[s])
+                _weigh(pull, ctx.roots, rows, columns)
                 pull.nan_to_num_(0.0, 0.0, 0.0)  # between equal codes, where 0 is one of the slopes
                 with torch.autocast(pull.device.type, enabled=False):
                     sums[s][rows] += pull @ padded[s][columns]
@@ -198,7 +216,7 @@ class _Products(torch.autograd.Function):
             slope = sums[s][:, -1:] * sets[s] - sums[s][:, :-1]
             slope[ctx.live :] = 0.0
             grads[s] = slope
-        return (None, None, *grads)
+        return (None, None, None, *grads)
 
 
 class _Distances:
@@ -260,15 +278,27 @@ class _Distances:
         return found.sub_((of_rows[:, columns] - of_all)[:, None])
 
 
-def _row_means(distances: _Distances, unbiased: bool) -> tuple[Tensor, Tensor]:
+def _weigh(block: Tensor, roots: Tensor | None, rows: slice, columns: slice) -> None:
+    """Multiply a block by the roots of its pairs' weights."""
+    if roots is not None:
+        block.mul_(roots[rows, None]).mul_(roots[columns])
+
+
+def _row_means(
+    distances: _Distances, unbiased: bool, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Return what centring subtracts from rows, (S, N), and adds to all, (S, 1)."""
     count = distances.count
     sums = distances.memory.new_zeros(distances.sets, count)
     for rows, columns in distances.blocks():
         block = distances.block(rows, columns)
-        sums[:, rows] += block.sum(2)
+        sums[:, rows] += block.sum(2) if weights is None else block @ weights[columns]
         if rows != columns:
-            sums[:, columns] += block.sum(1)
+            sums[:, columns] += block.sum(1) if weights is None else weights[rows] @ block
+    if weights is not None:  # r_i (W - 2 w_i) + sum_j w_j r_j = sum_j w_j a_ij
+        room = weights.sum() - 2 * weights
+        common = (sums @ (weights / room)) / (1 + (weights / room).sum())
+        return (sums - common[:, None]) / room, sums.new_zeros(len(sums), 1)
     total = sums.sum(1, keepdim=True)
     if unbiased:
         return sums / (count - 2), total / ((count - 1) * (count - 2))

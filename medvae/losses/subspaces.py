@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medvae.losses.dependence import SubspaceDependenceLoss
 from medvae.losses.factors import FactorLoss
 
 if TYPE_CHECKING:
@@ -24,11 +25,12 @@ class LabelledDependence(nn.Module):
         dependence: called with the codes of all subspaces and, as it asks, `label`, `targets` or
             `factors`; such as `SubspaceDependenceLoss`.
         classes: how many classes every factor has, in order; 1 for a continuous one.
-        given: factors within whose combinations of classes the subspaces are to be independent,
-            because they go together in the population; continuous ones have no classes.
+        given: factors given which the subspaces are to be independent, because they go together in
+            the population: within combinations of classes, and of continuous ones as covariates, of
+            which the `SubspaceDependenceLoss` must have been told how many.
 
     Raises:
-        ValueError: for a factor in `given` that is unknown or continuous.
+        ValueError: for a factor in `given` that is unknown, or a loss that takes no conditions.
     """
 
     def __init__(
@@ -36,20 +38,36 @@ class LabelledDependence(nn.Module):
     ) -> None:
         super().__init__()
         for name in given:
-            if classes.get(name, 1) < 2:
-                raise ValueError(f"given is {list(given)}; expected factors with classes")
+            if name not in classes:
+                raise ValueError(f"given has '{name}'; expected factors among {list(classes)}")
+        names = list(classes)
+        self._covariates = [names.index(name) for name in given if classes[name] == 1]
+        taken = getattr(dependence, "covariates", None)
+        if given and taken != len(self._covariates):
+            raise ValueError(
+                f"given is {list(given)}, of which {len(self._covariates)} continuous; expected a "
+                f"SubspaceDependenceLoss with as many covariates, found "
+                f"{type(dependence).__name__} with {taken}"
+            )
         self.dependence, self.classes, self.given = dependence, dict(classes), tuple(given)
 
-    def forward(self, subspaces: Sequence[Tensor], factors: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, subspaces: Sequence[Tensor], factors: Tensor, subject: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return the loss and what to log.
 
         Args:
             subspaces: codes, (B, d) each.
             factors: class numbers or standardised values, shape (B, K), NaN where missing.
+            subject: see `SubspaceDependenceLoss`; other losses do not ask for it.
         """
         conditions: dict[str, Any] = {}
-        if self.given:
+        if isinstance(self.dependence, SubspaceDependenceLoss):
+            conditions["subject"] = subject
+        if any(self.classes[name] > 1 for name in self.given):
             conditions["label"] = self._cell(factors)
+        if self._covariates:
+            conditions["covariates"] = factors[:, self._covariates]
         if getattr(self.dependence, "targets", None):
             conditions["targets"] = encode_factors(factors, list(self.classes.values()))
         if getattr(self.dependence, "asks_factors", False):
@@ -60,7 +78,7 @@ class LabelledDependence(nn.Module):
         """Return the number of each sample's combination of classes; -1 where one is missing."""
         cell = torch.zeros_like(factors[:, 0])
         for name, count in self.classes.items():
-            if name in self.given:
+            if name in self.given and count > 1:
                 cell = cell * count + factors[:, list(self.classes).index(name)]
         return torch.where(cell.isnan(), -1.0, cell)
 
@@ -77,7 +95,7 @@ class SubspaceLoss(nn.Module):
         given: see `LabelledDependence`.
 
     Raises:
-        ValueError: for a factor in `given` that is unknown or continuous.
+        ValueError: see `LabelledDependence`.
     """
 
     def __init__(
@@ -104,13 +122,20 @@ class SubspaceLoss(nn.Module):
         """Go on from the weight of a checkpoint."""
         self.weight = state["weight"]
 
-    def forward(self, output: SubspaceOutput, image: Tensor, factors: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self,
+        output: SubspaceOutput,
+        image: Tensor,
+        factors: Tensor,
+        subject: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Return the loss and its terms.
 
         Args:
             output: of a `SubspaceEncoder`.
             image: not needed; what the encoder was given.
             factors: class numbers or standardised values, shape (B, K), NaN where missing.
+            subject: whose image each is, see `SubspaceDependenceLoss`; None: not known.
 
         Returns:
             loss: a scalar. factors, NAME, dependence, effective_rank_0, ...: to log.
@@ -119,7 +144,7 @@ class SubspaceLoss(nn.Module):
         terms = {"factors": of_factors.pop("loss"), **of_factors}
         if self.dependence is None:
             return {"loss": terms["factors"], **terms}
-        found = self.dependence(output.codes.split(self.sizes, 1), factors)
+        found = self.dependence(output.codes.split(self.sizes, 1), factors, subject)
         dependence = self.weight * found.pop("loss")
         return {"loss": terms["factors"] + dependence, **terms, "weighted": dependence, **found}
 

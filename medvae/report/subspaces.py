@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from medvae.data import Factors, check_overwrite, write_text
+from medvae.data import Factors, check_groups, check_overwrite, write_text
 from medvae.engines import factor_scores, read_history
 from medvae.metrics import Sample, leakage_report
 from medvae.networks import Subspaces, load_weights
@@ -80,9 +80,11 @@ class SubspaceEvaluation:
         """Evaluate, write everything and return what metrics.json holds.
 
         Raises:
-            CohortError: if the folder holds results already and `overwrite` is false.
+            CohortError: if the folder holds results already and `overwrite` is false, or a group
+                is no column.
         """
         check_overwrite([self.output_dir / "metrics.json"], self.overwrite)
+        check_groups(self.factors.pool, self.groups)
         if self.checkpoint is not None:
             load_weights(self.network, self.checkpoint, self.device)
         codes, logits = self._predict()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from medvae.data import Cohort, Factors, write_text
 from medvae.data.output import file_stem
+from medvae.data.split import patient_of
 from medvae.engines import classify, image_features, train_classifier
 from medvae.explain import StyleEditInferer, SwapInferer, reconstruct, sample, swap_subspaces
-from medvae.metrics import degraded, judge_swaps, psnr, realism_report, ssim
+from medvae.metrics import degraded, diversity, judge_swaps, psnr, realism_report, ssim
 from medvae.networks import DisentangledGAN, FactorClassifier
 from medvae.report.examples import best_median_worst, write_examples
 from medvae.report.plots import plot_ranked, plot_series
@@ -27,6 +29,7 @@ __all__ = ["GanEvaluation", "SwapsMontaged"]
 
 Array = npt.NDArray[np.float32]
 Numbers = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.intp]
 SHOWN = 8  # images in a row of the pictures
 BATCH = 16
 NEIGHBOURS = 3  # of precision and recall
@@ -76,9 +79,11 @@ class GanEvaluation:
 
     What its subspaces tell of the factors is for `SubspaceEvaluation`. A classifier that shares
     nothing with the model is trained on the training subjects and then judges swapped images, and
-    gives the features in which sets of images are compared. Writes `images.json`, `samples.png`,
-    `reconstructions.png` and `swaps.png` (every subject with each subspace of the one before it)
-    into the output folder, and in 3D `examples/` with the same of three subjects as NIfTI.
+    gives the features in which sets of images are compared. Without a factor that has classes there
+    is nothing to train it on: `images.json` then says so in place of its numbers. Writes
+    `images.json`, `samples.png`, `reconstructions.png` and `swaps.png` (subjects with each subspace
+    of their donor, see `donor_rows`) into the output folder, and in 3D `examples/` with the same of
+    three subjects as NIfTI.
 
     Args:
         network: a `DisentangledGAN`.
@@ -124,7 +129,6 @@ class GanEvaluation:
         """Evaluate, write everything and return what images.json holds."""
         images, again = self._reconstructed(self.test)
         drawn = sample(self.network, self.samples, self.seed, self.device).cpu()
-        judge = self._judge()
         found, wanted = again.numpy(), images.numpy()
         metrics: dict[str, Any] = {
             "subjects": len(images),
@@ -132,20 +136,39 @@ class GanEvaluation:
                 "psnr_db": float(psnr(found, wanted).mean()),
                 "ssim": float(ssim(found, wanted).mean()),
             },
-            "swaps": self._judged(judge, images, again),
         }
+        if min(len(drawn), len(images)) > 1:
+            metrics["diversity"] = {
+                "drawn": diversity(drawn, seed=self.seed),
+                "real": diversity(images, seed=self.seed),
+            }
+        table = self._table(self.factors.cohort, "test")
+        patients = np.array(patient_of(table, self.factors.cohort.patient))
+        donors = donor_rows(patients)
+        metrics |= self._judged_by_another(images, again, drawn, donors, patients)
+        write_text(self.output_dir / "images.json", json.dumps(metrics, indent=1) + "\n")
+        self._plot(images, again, drawn, donors)
+        return metrics
+
+    def _judged_by_another(
+        self, images: Tensor, again: Tensor, drawn: Tensor, donors: Rows, patients: npt.ArrayLike
+    ) -> dict[str, Any]:
+        """Return what needs the classifier: its name, swaps and realism; else the reason."""
+        if set(self.factors.kinds.values()) == {"continuous"}:
+            reason = "no factor has classes, which a judge could be trained on"
+            return {"judge": None, "reason": reason, "swaps": {}}
+        judge = self._judge()
+        found = {"judge": judge.name, "swaps": self._judged(judge, images, again, donors, patients)}
         if min(len(images) // 2, len(drawn)) > NEIGHBOURS:
-            metrics["realism"] = realism_report(
+            found["realism"] = realism_report(
                 image_features(judge, drawn),
                 image_features(judge, images),
-                "FactorClassifier of the training subjects",
+                judge.name,
                 image_features(judge, degraded(images)),
                 NEIGHBOURS,
                 seed=self.seed,
             )
-        write_text(self.output_dir / "images.json", json.dumps(metrics, indent=1) + "\n")
-        self._plot(images, again, drawn)
-        return metrics
+        return found
 
     def _reconstructed(self, data: Iterable[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
         """Return images and reconstructions, on the CPU."""
@@ -156,10 +179,13 @@ class GanEvaluation:
         images, again = (torch.cat(column) for column in zip(*pairs, strict=True))
         return images, again
 
+    @staticmethod
+    def _table(cohort: Cohort, split: str) -> pd.DataFrame:
+        return cohort.subjects[cohort.subjects["split"] == split]
+
     def _labels(self, cohort: Cohort, split: str) -> dict[str, Numbers]:
         """Return class numbers of the factors that have classes, NaN where missing."""
-        table = cohort.subjects
-        values = self.factors.values(table[table["split"] == split])
+        values = self.factors.values(self._table(cohort, split))
         columns = zip(self.factors.kinds.items(), values.T, strict=True)
         return {name: column for (name, kind), column in columns if kind != "continuous"}
 
@@ -172,35 +198,42 @@ class GanEvaluation:
             [images, again], targets, steps=self.judge_steps, seed=self.seed, device=self.device
         )
 
-    def _judged(self, judge: FactorClassifier, images: Tensor, again: Tensor) -> dict[str, Any]:
+    def _judged(
+        self,
+        judge: FactorClassifier,
+        images: Tensor,
+        again: Tensor,
+        donors: Rows,
+        patients: npt.ArrayLike,
+    ) -> dict[str, Any]:
         labels = self._labels(self.factors.cohort, "test")
         said = classify(judge, again)
         references = {"real": classify(judge, images), "reconstruction": said}
-        result = {}
-        for name in labels:
-            swapped = self._swapped(images, name)
-            result[name] = judge_swaps(
-                classify(judge, swapped),
+        return {
+            name: judge_swaps(
+                classify(judge, self._swapped(images, images[donors], name)),
                 name,
                 labels,
-                np.roll(labels[name], 1),
+                {other: values[donors] for other, values in labels.items()},
                 references,
-                (said[name], np.roll(said[name], 1)),
-                n_resamples=self.n_resamples,
+                (said[name], said[name][donors]),
+                patients,
+                self.n_resamples,
                 seed=self.seed,
             )
-        return result
+            for name in labels
+        }
 
-    def _swapped(self, images: Tensor, name: str) -> Tensor:
-        """Return every image with a subspace of the one before it."""
-        pairs = zip(images.split(BATCH), images.roll(1, 0).split(BATCH), strict=True)
+    def _swapped(self, images: Tensor, donors: Tensor, name: str) -> Tensor:
+        """Return every image with a subspace of its donor, (N, C, *S) like both."""
+        pairs = zip(images.split(BATCH), donors.split(BATCH), strict=True)
         parts = (
             swap_subspaces(self.network, image.to(self.device), donor.to(self.device), name).cpu()
             for image, donor in pairs
         )
         return torch.cat(list(parts))
 
-    def _plot(self, images: Tensor, again: Tensor, drawn: Tensor) -> None:
+    def _plot(self, images: Tensor, again: Tensor, drawn: Tensor, donors: Rows) -> None:
         rows = [part[:, 0].numpy() for part in drawn[: 3 * SHOWN].split(SHOWN)]
         plot_series(
             {f"samples {k + 1}": row for k, row in enumerate(rows)},
@@ -208,29 +241,31 @@ class GanEvaluation:
             self.output_dir / "samples.png",
             self.spacing_mm,
         )
-        table = self.factors.cohort.subjects
-        ids = [str(name) for name in table["id"][table["split"] == "test"]]
+        ids = [str(name) for name in self._table(self.factors.cohort, "test")["id"]]
         plot_ranked(images.numpy(), again.numpy(), ids, self.output_dir / "reconstructions.png")
         if images.ndim == 5:
-            self._show_examples(images, again, ids)
-        names = ids[:SHOWN]
-        shown, shown_again = images[: len(names)].numpy(), again[: len(names)].numpy()
-        series = {"image": shown[:, 0], "reconstruction": shown_again[:, 0]}
+            self._show_examples(images, again, ids, donors)
+        shown, theirs = images[:SHOWN], images[donors[:SHOWN]]
+        series = {"image": shown, "donor": theirs, "reconstruction": again[:SHOWN]}
         for name in self.network.subspaces.names:
-            series[f"{name} of the left"] = self._swapped(images, name)[: len(names), 0].numpy()
-        titles = {key: names if key == "image" else [""] * len(names) for key in series}
-        plot_series(series, titles, self.output_dir / "swaps.png", self.spacing_mm)
+            series[f"{name} of the donor"] = self._swapped(shown, theirs, name)
+        titles = dict.fromkeys(series, [""] * len(shown))
+        titles |= {"image": ids[:SHOWN], "donor": [ids[row] for row in donors[:SHOWN]]}
+        firsts = {key: part[:, 0].numpy() for key, part in series.items()}
+        plot_series(firsts, titles, self.output_dir / "swaps.png", self.spacing_mm)
 
-    def _show_examples(self, images: Tensor, again: Tensor, ids: Sequence[str]) -> None:
+    def _show_examples(
+        self, images: Tensor, again: Tensor, ids: Sequence[str], donors: Rows
+    ) -> None:
         """Write the best, the median and the worst reconstructed subject, and their swaps."""
         reasons = best_median_worst(ids, psnr(again.numpy(), images.numpy()))
         folder, names = self.output_dir / "examples", list(self.network.subspaces.names)
         subjects: dict[str, dict[str, Array]] = {}
         for subject in reasons:
             row = list(ids).index(subject)
-            image, donor = images[[row]].to(self.device), images[[row - 1]].to(self.device)
-            swapped = [swap_subspaces(self.network, image, donor, name).cpu() for name in names]
-            kind = f"from_{file_stem(ids[row - 1])}"
+            image, donor = images[[row]], images[[int(donors[row])]]
+            swapped = [self._swapped(image, donor, name) for name in names]
+            kind = f"from_{file_stem(ids[donors[row]])}"
             subjects[subject] = {
                 "image": images[row, :1].numpy(),
                 "reconstruction": again[row, :1].numpy(),
@@ -238,6 +273,29 @@ class GanEvaluation:
             }
             write_titles(folder, subject, {kind: [f"its {name}" for name in names]})
         write_examples(folder, subjects, reasons, self.spacing_mm, self.window)
+
+
+def donor_rows(patients: npt.ArrayLike) -> Rows:
+    """Return for each row the nearest one before it, in a circle, that is another patient's.
+
+    A patient's own images, such as of both eyes, share more than a factor: what a swap between
+    them leaves as it was, it could not have changed.
+
+    Args:
+        patients: of every row, (N,).
+
+    Returns:
+        Shape (N,); the row itself where all are one patient's.
+    """
+    number = np.unique(np.asarray(patients), return_inverse=True)[1].reshape(-1)
+    rows = np.arange(len(number))
+    donors = rows
+    for back in rows[1:]:
+        own = number[donors] == number
+        if not own.any():
+            break
+        donors = np.where(own, np.roll(rows, back), donors)
+    return np.where(number[donors] == number, rows, donors)
 
 
 def write_titles(folder: Path, subject: str, titles: Mapping[str, Sequence[str]]) -> None:

@@ -5,7 +5,8 @@
 Speed, memory and precision are those of value and gradient beside the plain form: torch.cdist and
 autograd for every pair. Times are CPU times of alternating rounds, a ratio is the median of the
 rounds'. Memory is the peak above the start, of one run in a process of its own. `--draws` prints
-estimates for independent normal codes, `--steps` effective ranks after minimising the loss alone.
+estimates for independent normal codes, and for those of subjects that are drawn again, `--steps`
+effective ranks after minimising the loss alone.
 """
 
 import argparse
@@ -138,6 +139,26 @@ def floor(draws: int) -> None:
             )
 
 
+def repeats(draws: int) -> None:
+    """A batch of 64 and 256 past codes, drawn with replacement; every draw has codes of its own."""
+    print("\n| subjects | rare ones, drawn as often as all others | not told whose | told |")
+    print("|---|---|---|---|")
+    for subjects, rare in ((60, 0), (634, 0), (634, 32), (1269, 0), (1269, 63)):
+        chances = torch.ones(subjects)
+        if rare > 0:  # the two cells of a balanced sampler that few subjects are in
+            chances[:rare] = (subjects - rare) / rare
+        found: list[list[float]] = [[], []]
+        for _ in range(draws):
+            codes = [torch.randn(subjects, size) for size in (4, 12)]
+            rows = torch.multinomial(chances, 320, True)
+            moved = [part[rows] + 0.05 * torch.randn(320, part.shape[1]) for part in codes]
+            for values, whose in zip(found, (None, rows), strict=True):
+                terms = SubspaceDependenceLoss((4, 12))(moved, subject=whose)
+                values.append(float(terms["dependence"]))
+        means = " | ".join(f"{np.mean(v):.3f} ({np.std(v):.3f})" for v in found)
+        print(f"| {subjects} | {rare} | {means} |")
+
+
 def collapse(steps: int, seeds: int) -> None:
     """Linear maps of codes that are independent from the start: nothing is to be gained."""
     print("\n| loss, alone | effective rank of 4 | of 12 | bias-corrected square, new codes |")
@@ -185,6 +206,7 @@ def main() -> None:
     compare(arguments.rows, arguments.rounds, arguments.memory)
     if arguments.draws > 0:
         floor(arguments.draws)
+        repeats(arguments.draws)
     if arguments.steps > 0:
         collapse(arguments.steps, arguments.seeds)
 

@@ -20,9 +20,11 @@ def swaps_section(run: Run) -> Section | None:
     images = run.images
     if images is None:
         return None
-    blocks: list[Block] = [_judged(images["swaps"]), _quality(images)]
+    blocks: list[Block] = [_quality(images)]
+    if images["swaps"]:
+        blocks.insert(0, _judged(images["swaps"]))
     titles = {
-        "swaps.png": "Test subjects, reconstructed, and with one subspace of their left neighbour",
+        "swaps.png": "Test subjects, reconstructed, and with one subspace of another patient",
         "reconstructions.png": "Reconstructions, from the best to the worst",
         "samples.png": "Images drawn at random",
     }
@@ -35,7 +37,8 @@ def swaps_section(run: Run) -> Section | None:
         "Swaps",
         blocks,
         "A classifier that shares nothing with the model judges reconstructions in which one "
-        "subspace is another subject's. Look at the pictures: no number says when a GAN is good.",
+        "subspace is another patient's. Look at the pictures: no number says when a GAN is good."
+        + (f" It is missing here: {images['reason']}." if "reason" in images else ""),
     )
 
 
@@ -50,7 +53,8 @@ def _judged(swaps: Mapping[str, Any]) -> Table:
         for who, entries in found["references"].items():
             rows.append([f"{name}, unswapped: {who}", *_cells(entries[name])])
     header = ["what the judge sees", "share", "95 %", "chance", "images"]
-    return Table(header, rows, "Judged by a classifier of its own", f"Chance: {LUCK}.")
+    note = f"Only images whose donor has another class of the factor in question. Chance: {LUCK}."
+    return Table(header, rows, "Judged by a classifier of its own", note)
 
 
 def _cells(entry: Mapping[str, Any]) -> list[str]:
@@ -71,12 +75,15 @@ def _quality(images: Mapping[str, Any]) -> Table:
         if entry is not None:
             shown = [number(entry.get(key)) for key in ("value", "floor", "ceiling")]
             rows.append([f"{name.upper() if len(name) == 3 else name} of drawn images", *shown])
-    return Table(
-        ["", "found", "floor", "degraded"],
-        rows,
-        "Images",
-        "Floor: halves of the real images against each other; degraded: blurred and noisy ones.",
-    )
+    diversity = images.get("diversity")
+    if diversity is not None:
+        shown = [number(diversity[key]["ms_ssim"]) for key in ("drawn", "real")]
+        rows.append(["MS-SSIM of pairs of drawn images", *shown, ""])
+    note = "Floor: halves of the real images against each other, and pairs of them; "
+    note += "degraded: blurred and noisy ones."
+    if images.get("judge"):
+        note += f" Features: {images['judge']}."
+    return Table(["", "found", "floor", "degraded"], rows, "Images", note)
 
 
 def swap_findings(images: Mapping[str, Any]) -> list[Finding]:
