@@ -415,8 +415,12 @@ def test_a_run_that_begins_anew_leaves_nothing_of_an_earlier_one(tmp_path):
         made.touch()
     with pytest.raises(SystemExit, match="model.pt.*search.json.*already there"):
         run(["train.yaml"], first | {"seed": 1})
-    assert searched.exists()
-    given = {"classifier_file": str(path), "classifier_def": "$torch.nn.Flatten()"}
+    with pytest.raises(SystemExit, match="task is 'sex'"):
+        run(["train.yaml"], first | {"task": "sex", "overwrite": True})
+    assert searched.exists()  # what is refused removes nothing
+    made = "$torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 4))"
+    given = {"classifier_file": str(path), "classifier_def": made}
+    torch.save({"1.weight": torch.ones(4, 256), "1.bias": torch.ones(4)}, path)
     run(["train.yaml"], first | given | {"run": ["$None"], "overwrite": True})
     assert path.exists()  # as it was given
     assert mine.exists()
