@@ -136,7 +136,7 @@ def test_the_effect_is_that_of_the_test_subjects_who_have_the_region(known, eval
         raise AssertionError(f"{constant} is no JSON")
 
     json.loads((folder / "metrics.json").read_text(), parse_constant=refuse)
-    words = (folder / "metrics.md").read_text()
+    words = (folder / "metrics.md").read_text("utf-8")
     assert "1 test subject(s) without the region are left out of the effect of 1" in words
     assert "what another training would have found is not in them" in " ".join(words.split())
 
@@ -152,8 +152,8 @@ def test_each_simple_estimator_says_whose_effects_it_is_the_mean_of(known, evalu
     assert {(e["split"], e["subjects"]) for e in simple.values()} == {("test", 27), ("all", 79)}
     for name in ("difference of means", "inverse propensity"):
         assert simple[name]["split"] == "all"
-    assert "linear regression, test subjects" in (folder / "metrics.md").read_text()
-    assert "inverse propensity, all splits" in (folder / "metrics.md").read_text()
+    assert "linear regression, test subjects" in (folder / "metrics.md").read_text("utf-8")
+    assert "inverse propensity, all splits" in (folder / "metrics.md").read_text("utf-8")
 
 
 def row_of_truth(known, under, base=None):

@@ -55,7 +55,8 @@ def searching(
         return 400 * reading(image - 0.5)  # twice 0.1 is undone, and half of it by what is shown
 
     quantiles = options.pop("quantiles", (0.0, 1.0))
-    run = StylexSearch(network, classifier, None, [], [], [], None, "", **options)  # type: ignore[arg-type]
+    factors: Any = SimpleNamespace(cohort=SimpleNamespace(attribute_names=()))
+    run = StylexSearch(network, classifier, factors, [], [], [], None, "", **options)  # type: ignore[arg-type]
     effects = attfind(
         generator, lambda x: classifier(shown(x)), styles, heads, quantiles, progress=False
     )
