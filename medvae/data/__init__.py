@@ -3,7 +3,8 @@
 from medvae.data.cohort import Cohort, CohortState, cohort_or_exit
 from medvae.data.confounding import confounded_rows, joint_classes
 from medvae.data.errors import CohortError, FileError, configured, or_exit
-from medvae.data.factors import Factor, Factors, balanced_sampler
+from medvae.data.factor import Factor
+from medvae.data.factors import Factors, balanced_sampler
 from medvae.data.files import Volume, read_image, read_mask
 from medvae.data.imageless import imageless, lend_grid
 from medvae.data.measured import check_and_measure

@@ -15,7 +15,7 @@ from scipy.special import expit
 
 from medvae.data.cohort import Cohort
 from medvae.data.errors import CohortError, listing, suggestion
-from medvae.data.factors import Factor, defined
+from medvae.data.factor import Factor, defined
 from medvae.data.output import write_text
 from medvae.data.split import patient_of
 from medvae.data.subjects import load_subjects

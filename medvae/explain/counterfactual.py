@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -279,33 +279,21 @@ class CounterfactualInferer(Inferer):
     ) -> dict[str, Tensor]:
         """Return `counterfactual`, `difference`, `uncertainty` (B, C, *S) and `outside` (B,)."""
         networks = [network, *self.members]
-        known = None if self.probabilities is None else self.probabilities(covariates)
+        options: dict[str, Any] = {
+            "target": self.target,
+            "strength": self.strength,
+            "extrapolate": self.extrapolate,
+            "samples": self.samples,
+            "probabilities": None if self.probabilities is None else self.probabilities(covariates),
+            "limit": self.limit,
+            "seed": self.seed,
+        }
         if self.alone:
-            found = from_covariates(
-                networks,
-                covariates,
-                self.target,
-                self.strength,
-                self.extrapolate,
-                self.samples,
-                known,
-                self.limit,
-                seed=self.seed,
-            )
+            found = from_covariates(networks, covariates, **options)
         else:
+            noise = self.keep_noise
             found = counterfactual(
-                networks,
-                image,
-                covariates,
-                treatment,
-                self.target,
-                self.strength,
-                self.extrapolate,
-                self.samples,
-                known,
-                self.limit,
-                seed=self.seed,
-                keep_noise=self.keep_noise,
+                networks, image, covariates, treatment, **options, keep_noise=noise
             )
         return {
             "counterfactual": found.outcome,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medvae.data.factors import KINDS, Kind
+from medvae.data.factor import KINDS, Kind
 
 __all__ = ["FactorLoss", "factor_predictions"]
 

@@ -1,6 +1,7 @@
 """What a run leaves behind for people: metrics, tables, plots and a page that shows them all."""
 
-from medvae.report.effects import EffectEvaluation, check_evaluation
+from medvae.report.effects import EffectEvaluation
+from medvae.report.effects_checks import check_evaluation
 from medvae.report.effects_measured import MeasuredEffects
 from medvae.report.effects_table import effects_table
 from medvae.report.evaluation import Evaluation, Predictions, predict

@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 from monai.data import MetaTensor
 from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
 from medvae.data import CohortError, Roles, check_overwrite, write_text
-from medvae.data.errors import listing, suggestion
 from medvae.data.output import file_stem
 from medvae.engines import TreatmentData, log_likelihood, read_history
 from medvae.metrics import (
@@ -33,6 +31,7 @@ from medvae.metrics import (
 )
 from medvae.metrics.intervals import json_number
 from medvae.networks import IntactVAE, load_weights
+from medvae.report.effects_checks import check_evaluation, check_regions
 from medvae.report.effects_measured import MeasuredEffects
 from medvae.report.effects_simple import estimated_images, simple_effects
 from medvae.report.effects_table import effects_table
@@ -43,47 +42,11 @@ from medvae.report.quality import decoded, quality_report
 from medvae.transforms import SaveSubjectd
 from medvae.transforms.masks import inside
 
-__all__ = ["EffectEvaluation", "check_evaluation"]
+__all__ = ["EffectEvaluation"]
 
 Array = npt.NDArray[np.float64]
 Prepare = Callable[..., tuple[Tensor, Mapping[str, Tensor]]]
 SHOWN = 6
-MOST_LEVELS = 12  # of a column of groups: each is a map
-
-
-def check_evaluation(
-    subjects: pd.DataFrame, region: Sequence[int] | None = None, groups: Sequence[str] = ()
-) -> None:
-    """Refuse, before training, what an `EffectEvaluation` cannot average over.
-
-    Args:
-        subjects: the cohort's table.
-        region: see `EffectEvaluation`, as the next.
-        groups: columns.
-
-    Raises:
-        CohortError: masks are missing where a region is asked for, or of some subjects alone: the
-            region would be the whole image; or a group is no column, or one of too many levels.
-    """
-    has = subjects["mask"].notna() if "mask" in subjects else pd.Series(False, subjects.index)
-    if not has.all() and (has.any() or region is not None):
-        asked = "the mask" if region is None else f"region {list(region)} of the mask"
-        raise CohortError(
-            f"Column 'mask' has none for {listing(subjects['id'][~has])}, and effects are averaged "
-            f"in {asked}; expected a mask of every subject"
-            + (", or of none." if region is None else ".")
-        )
-    for name in groups:
-        if name not in subjects:
-            raise CohortError(
-                f"Column '{name}' of groups is not in the table; "
-                f"{suggestion(name, map(str, subjects))}"
-            )
-        if (count := subjects[name].nunique()) > MOST_LEVELS:
-            raise CohortError(
-                f"Column '{name}' of groups has {count} values; expected at most {MOST_LEVELS}, as "
-                "a map of the effect is written for each."
-            )
 
 
 class EffectEvaluation:
@@ -168,7 +131,10 @@ class EffectEvaluation:
         subjects, regions, masks, truth = self._gather()
         table = self.roles.cohort.subjects
         test = torch.tensor((table["split"] == "test").tolist())
-        self._check_regions(regions, subjects.treatment.numpy(), test.numpy())
+        arms = subjects.treatment.numpy()
+        parts = {f"of the arm {arm!r}": arms == n for n, arm in enumerate(self.roles.arms)}
+        parts["of the test split"] = test.numpy()
+        check_regions(regions, parts, self.region)
         metrics = self._metrics(subjects, regions, truth, test)
         if self.measuring is not None:
             metrics["measured"] = self._measure(self.measuring, subjects, masks, truth, test)
@@ -197,19 +163,6 @@ class EffectEvaluation:
         data = TreatmentData(*(torch.cat(column) for column in zip(*parts, strict=True)))
         every_mask = torch.cat(masks) if masks else None
         return data, np.concatenate(regions), every_mask, torch.cat(others) if others else None
-
-    def _check_regions(self, regions: Array, arms: Array, test: Any) -> None:
-        found = regions.reshape(len(regions), -1).max(1) > 0
-        asked = "all but 0" if self.region is None else list(self.region)
-        parts: dict[str, Any] = {
-            f"of the arm {arm!r}": arms == n for n, arm in enumerate(self.roles.arms)
-        }
-        for name, rows in {**parts, "of the test split": test}.items():
-            if not found[rows].any():
-                raise CohortError(
-                    f"The region is {asked}, and no mask {name} has it; expected values of the "
-                    "mask (key region) that subjects of every arm have."
-                )
 
     def _masked(self) -> bool:
         table = self.roles.cohort.subjects
@@ -250,7 +203,7 @@ class EffectEvaluation:
         values = region_means(subjects.outcome.numpy(), regions).mean(1)
         exact = None
         if truth is not None:
-            exact = self._exact(held_out, regions[rows], truth[test]).mean(1)
+            exact = self._exact(held_out, regions[rows], truth[test])
         control = decoded(self.network, held_out, torch.zeros_like(held_out.treatment), self.device)
         for number_, name in enumerate(names[1:], 1):
             target = torch.full_like(held_out.treatment, number_)
@@ -262,7 +215,7 @@ class EffectEvaluation:
             metrics["effects"][name] = {
                 "region": effect_report(
                     measured,
-                    exact,
+                    None if exact is None else exact.mean(1),
                     outside[rows],
                     patients[rows],
                     float(np.nanstd(values[(arms == 0) | (arms == number_)])),
@@ -286,8 +239,8 @@ class EffectEvaluation:
             self.seed,
             self.device,
         )
-        if truth is not None:
-            metrics["truth"] = self._against_truth(subjects, regions, truth, test)
+        if truth is not None and exact is not None:
+            metrics["truth"] = self._against_truth(subjects, regions, truth, exact, test)
         write_text(self.output_dir / "effects.csv", cells.to_csv(index=False))
         return metrics
 
@@ -343,14 +296,13 @@ class EffectEvaluation:
         return exact
 
     def _against_truth(
-        self, subjects: TreatmentData, regions: Array, truth: Tensor, test: Tensor
+        self, subjects: TreatmentData, regions: Array, truth: Tensor, exact: Array, test: Tensor
     ) -> dict[str, Any]:
         """Counterfactual images and effects beside the known ones, of all methods."""
         rows, held_out = test.numpy(), subjects.rows(test)
         own = held_out.treatment
         sign = (1 - 2.0 * own.numpy()).reshape(-1, 1)
         wanted, image = truth[test].double().numpy(), held_out.outcome.double().numpy()
-        exact = self._exact(held_out, regions[rows], truth[test])
         known = np.isfinite(exact).all(1)
 
         def entry(images: Array, base: Array) -> dict[str, float]:
