@@ -489,7 +489,10 @@ def judged_classifier(folder, classifier, brightness, labels):
         values=lambda rows: np.asarray(labels, float)[:, None],
     )
     data = [{"image": torch.as_tensor(brightness).float()[:, None, None, None].expand(-1, 1, 8, 8)}]
-    prepare = lambda batch, device: (batch["image"], {})  # noqa: E731
+
+    def prepare(batch, device):
+        return batch["image"], {}
+
     return ClassifierEvaluation(classifier, factors, data, prepare, folder, "cpu", 50, 20).run()
 
 

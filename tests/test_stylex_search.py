@@ -55,8 +55,12 @@ def searching(
         return 400 * reading(image - 0.5)  # twice 0.1 is undone, and half of it by what is shown
 
     quantiles = options.pop("quantiles", (0.0, 1.0))
-    factors: Any = SimpleNamespace(cohort=SimpleNamespace(attribute_names=()))
-    run = StylexSearch(network, classifier, factors, [], [], [], None, "", **options)  # type: ignore[arg-type]
+    stubs: dict[str, Any] = {  # of what only a whole run asks
+        "factors": SimpleNamespace(cohort=SimpleNamespace(attribute_names=())),
+        "classifier": classifier,
+        "prepare_batch": None,
+    }
+    run = StylexSearch(network, **stubs, train=[], search=[], test=[], output_dir="", **options)
     effects = attfind(
         generator, lambda x: classifier(shown(x)), styles, heads, quantiles, progress=False
     )
