@@ -202,6 +202,25 @@ def test_mixed_codes():
     assert torch.equal(drawn.w[:, 3], drawn.single)
 
 
+def test_codes_of_real_images_with_subspaces_of_different_ones():
+    step, image = gan_step(swapping=1.0), 2 * batch()["image"] - 1
+    with torch.no_grad():
+        codes = step.discriminator(image).codes
+    drawn = step.draw(image)
+    assert not torch.equal(drawn.single, codes)
+    rows = []
+    for name, part in step.generator.subspaces.split(drawn.single).items():
+        equal = (part[:, None] == codes[:, step.generator.subspaces.slice(name)]).all(-1)
+        assert equal.sum(0).tolist() == equal.sum(1).tolist() == [1] * 8
+        rows.append(equal.int().argmax(1).tolist())
+    assert len({tuple(order) for order in rows}) == len(SIZES)  # each in an order of its own
+    torch.testing.assert_close(drawn.image, step.generator.synthesis(drawn.w))
+    assert not drawn.single.requires_grad
+    assert "codes" in step.generator_terms(image, drawn)
+    assert step.draw(image, exact=True).single.requires_grad  # the prior's, for the path length
+    trainer(step, [batch()] * 3).run()
+
+
 def test_running_average():
     step = gan_step(half_life=100)
     start = step.network.generator.constant.detach().clone()

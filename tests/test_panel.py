@@ -175,7 +175,7 @@ def entry(moved, shift, association):
 def test_a_confounder_is_flagged_with_its_evidence_and_the_task_is_not():
     report = {
         "task": "dx",
-        "judge": {"site": 0.9},
+        "judge": {"site": {"images": 0.5, "reconstructions": 0.9}},
         "association_chance": {"value": 0.1, "given_class": 0.2},
         "attributes": [entry(0.8, 0.0, 0.0), entry(0.0, 0.9, 0.5), entry(0.0, 0.0, 0.1)],
     }
@@ -185,7 +185,7 @@ def test_a_confounder_is_flagged_with_its_evidence_and_the_task_is_not():
     assert "+0.80 SD" in first[0]["evidence"][0]
     assert [(f["name"], f["strong"]) for f in second] == [("site", False), ("sex", True)]
     assert third == []  # what goes along with the class alone is no evidence
-    report["judge"]["site"] = 0.6  # a judge that cannot read it
+    report["judge"]["site"] = {"images": 0.9, "reconstructions": 0.6}  # a judge that cannot read it
     flag_confounders(report, ["site"])
     assert report["attributes"][0]["confounder_candidates"] == []
 

@@ -21,7 +21,7 @@ LEAST_SIZE = 8  # voxels of an axis: the network halves three times
 
 
 def train_classifier(
-    images: Sequence[Tensor],
+    images: Tensor,
     labels: Mapping[str, Tensor],
     channels: Sequence[int] = (8, 16, 32, 64),
     steps: int = 600,
@@ -33,14 +33,15 @@ def train_classifier(
 ) -> FactorClassifier:
     """Train a classifier of all factors and return it frozen, in evaluation mode.
 
-    It must share nothing with the model it is to judge, and see that model's training subjects
-    only. Factors that go together in its training set would be read from each other: where cohorts
-    are confounded, give it rows in which they are balanced. Images are moved by up to 1/16 of
-    their size, never mirrored (the side of the body is a factor).
+    It must share nothing with the model it is to judge, and see real images of that model's
+    training subjects only: of reconstructions it would learn how the model marks a class, and find
+    the mark again in images that look like none of it. Factors that go together in its training
+    set would be read from each other: where cohorts are confounded, give it rows in which they are
+    balanced. Images are moved by up to 1/16 of their size, never mirrored (the side of the body is
+    a factor).
 
     Args:
-        images: one or several tensors (N, C, *S) of the same subjects, such as the images and
-            their reconstructions: each time a subject is drawn, one of them is.
+        images: of the subjects, (N, C, *S).
         labels: class numbers from 0 of every factor by its name, shape (N,); NaN or negative where
             missing.
         channels: see `FactorClassifier`.
@@ -55,12 +56,12 @@ def train_classifier(
         ValueError: images and labels of different numbers, an axis below 8 voxels, a label that
             is not a whole number, or a factor with one class only.
     """
-    images = [torch.as_tensor(part) for part in images]
+    images = torch.as_tensor(images)
     targets = {name: _classes(name, label) for name, label in labels.items()}
     _check(images, targets)
     network = FactorClassifier(
-        images[0].ndim - 2,
-        images[0].shape[1],
+        images.ndim - 2,
+        images.shape[1],
         {name: int(target.max()) + 1 for name, target in targets.items()},
         channels,
         seed,
@@ -71,10 +72,8 @@ def train_classifier(
     network.train()
     bar = tqdm(range(steps), desc="training the judge", unit="batch", disable=not progress)
     for _ in bar:
-        rows = torch.randint(len(images[0]), (batch_size,), generator=generator)
-        version = torch.randint(len(images), (batch_size,), generator=generator)
-        drawn = torch.stack([images[v][row] for v, row in zip(version, rows, strict=True)])
-        logits = network(_moved(drawn.float(), generator).to(device))
+        rows = torch.randint(len(images), (batch_size,), generator=generator)
+        logits = network(_moved(images[rows].float(), generator).to(device))
         loss = torch.stack(
             [_cross_entropy(logits[name], target[rows]) for name, target in targets.items()]
         ).mean()
@@ -128,14 +127,14 @@ def _classes(name: str, label: Tensor) -> Tensor:
     return values.long()
 
 
-def _check(images: Sequence[Tensor], targets: Mapping[str, Tensor]) -> None:
-    shapes = [tuple(part.shape) for part in images]
+def _check(images: Tensor, targets: Mapping[str, Tensor]) -> None:
+    shape = tuple(images.shape)
     counts = {name: tuple(target.shape) for name, target in targets.items()}
-    wrong = not shapes or not counts or len(shapes[0]) not in (4, 5) or len(set(shapes)) > 1
-    if wrong or set(counts.values()) != {shapes[0][:1]} or min(shapes[0][2:]) < LEAST_SIZE:
+    wrong = len(shape) not in (4, 5) or set(counts.values()) != {shape[:1]}
+    if wrong or min(shape[2:]) < LEAST_SIZE:
         raise ValueError(
-            f"images have shapes {shapes} and labels {counts}, expected one shape (N, C, *S) with "
-            f"axes of {LEAST_SIZE} voxels or more, and (N,) of at least one factor"
+            f"images have the shape {shape} and labels {counts}, expected (N, C, *S) with axes of "
+            f"{LEAST_SIZE} voxels or more, and (N,) of at least one factor"
         )
 
 

@@ -51,7 +51,7 @@ def trained_classifier(
     images = torch.cat([image for image, _ in batches])
     factors = torch.cat([targets["factors"] for _, targets in batches])
     labels = dict(zip(classes, factors.T, strict=True))
-    network = train_classifier([images], labels, channels, steps=steps, seed=seed, device=device)
+    network = train_classifier(images, labels, channels, steps=steps, seed=seed, device=device)
     with explained(target), replacing(target) as temporary, temporary.open("wb") as file:
         torch.save(network.state_dict(), file)
     return network

@@ -82,6 +82,9 @@ class GanStep:
         path_weight: of the path length, lambda_PL.
         path_interval: iterations from one path length to the next.
         mixing: probability that the fine layers have another code than the coarse ones.
+        swapping: probability that an iteration draws from the codes of real images, every subspace
+            of another image of the batch, instead of from the prior: swapped images are then to
+            look real, too, and to be read as what was swapped; 0 as published.
         half_life: images after which a network counts half in the running average, shorter in the
             beginning; 0: the average is the last one.
         augment: of what the discriminator sees; None: none.
@@ -107,6 +110,7 @@ class GanStep:
         path_weight: float = 2.0,
         path_interval: int = 2,
         mixing: float = 0.5,
+        swapping: float = 0.0,
         half_life: float = 10_000,
         augment: DifferentiableAugmentation | None = None,
         autocast: torch.dtype | None = None,
@@ -120,7 +124,8 @@ class GanStep:
         self.voxel_weight, self.factor_weight = voxel_weight, factor_weight
         self.r1_weight, self.r1_interval = r1_weight, r1_interval
         self.path_weight, self.path_interval = path_weight, path_interval
-        self.mixing, self.half_life, self.augment = mixing, half_life, augment
+        self.mixing, self.swapping = mixing, swapping
+        self.half_life, self.augment = half_life, augment
         self.autocast, self.faithful = autocast, faithful
 
     def __call__(self, engine: Any, batchdata: Mapping[str, Any]) -> list[Terms]:
@@ -157,9 +162,14 @@ class GanStep:
 
         Args:
             like: real images.
-            exact: whether in float32, whatever `autocast` says.
+            exact: whether in float32, whatever `autocast` says, and from the prior.
         """
         layers = self.generator.layers
+        if not exact and self.swapping and torch.rand((), device="cpu") < self.swapping:
+            single = self._swap(like)
+            w = single[:, None].expand(-1, layers, -1)
+            with self._precision(like):
+                return Draw(w, single, self.generator.synthesis(w))
         single = self._map(like)
         self.generator.update_mean_code(single)
         w = single[:, None].expand(-1, layers, -1)
@@ -254,6 +264,13 @@ class GanStep:
     def _map(self, like: Tensor) -> Tensor:
         z = torch.randn(len(like), self.generator.subspaces.latent_dim, device=like.device)
         return self.generator.mapping(z)
+
+    @torch.no_grad()
+    def _swap(self, image: Tensor) -> Tensor:
+        with self._precision(image):
+            codes = self.discriminator(image).codes.float()
+        parts = self.generator.subspaces.split(codes).values()
+        return torch.cat([part[torch.randperm(len(part), device="cpu")] for part in parts], 1)
 
     def _code_term(self, drawn: Draw, fake: DiscriminatorOutput) -> Terms:
         if drawn.single is None:

@@ -120,10 +120,8 @@ def _judged(
     device: str | torch.device,
 ) -> dict[str, Any]:
     """Effectiveness and realism by a classifier that shares nothing with the network."""
-    # real images alone: of reconstructions it would learn how the decoder marks each arm, and
-    # find the mark again in counterfactuals that look like no image of that arm
     judge = train_classifier(
-        [train.outcome],
+        train.outcome,
         {"treatment": train.treatment},
         steps=steps,
         seed=seed,

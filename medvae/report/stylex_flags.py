@@ -13,10 +13,11 @@ LEAST_JUDGE = 0.7  # area under the curve below which what the judge reads is no
 def flag_confounders(report: Mapping[str, Any], confounders: Sequence[str]) -> None:
     """Give every attribute of a search the list `confounder_candidates`.
 
-    Strong evidence is an effect: the edit moves the confounder, as a separate judge with an AUC of
-    0.7 or more or a head of the classifier reads it, by more than 0.1 SD and more than edits of
-    random coordinates. An association beyond chance over unedited images of one predicted class is
-    weak evidence; over all images it would be found in whatever goes along with the class.
+    Strong evidence is an effect: the edit moves the confounder by more than 0.1 SD and more than
+    edits of random coordinates, as a head of the classifier reads it, or a separate judge whose AUC
+    on reconstructions is 0.7 or more. An association beyond chance over unedited images of one
+    predicted class is weak evidence; over all images it would be found in whatever goes along with
+    the class.
 
     Args:
         report: of `StylexSearch`.
@@ -27,7 +28,8 @@ def flag_confounders(report: Mapping[str, Any], confounders: Sequence[str]) -> N
     for entry in report["attributes"]:
         flags = []
         for name in confounders:
-            effects = _effects(name, entry, report["judge"].get(name))
+            quality = report["judge"].get(name, {}).get("reconstructions")
+            effects = _effects(name, entry, quality)
             evidence = effects + _association(name, entry, chance)
             if evidence and name != report["task"]:
                 flags.append({"name": name, "strong": bool(effects), "evidence": evidence})
@@ -39,9 +41,9 @@ def _effects(name: str, entry: Mapping[str, Any], quality: float | None) -> list
     moved = entry["moves"].get(name)
     if moved and moved["beyond_random"] and (quality or 0) >= LEAST_JUDGE:
         found.append(
-            f"the edit moves what a separate judge (AUC {quality:.2f}) reads as {name} by "
-            f"{moved['value']:+.2f} SD ({moved['low']:+.2f} to {moved['high']:+.2f}; random edits "
-            f"{moved['chance']:.2f})"
+            f"the edit moves what a separate judge (AUC {quality:.2f} on reconstructions) reads as "
+            f"{name} by {moved['value']:+.2f} SD ({moved['low']:+.2f} to {moved['high']:+.2f}; "
+            f"random edits {moved['chance']:.2f})"
         )
     head = entry["heads"].get(name)
     if head and not head["task"] and head["beyond_random"]:

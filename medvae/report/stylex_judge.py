@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medvae.engines import train_classifier
 from medvae.metrics import roc_auc
-from medvae.report.stylex_images import Encoded, encode_images, in_batches
+from medvae.report.stylex_images import Encoded, in_batches
 
 if TYPE_CHECKING:
     from medvae.report.stylex_search import StylexSearch
@@ -35,32 +35,32 @@ class Judge:
         tested: subjects that edits are judged on.
 
     Attributes:
-        quality: area under the curve of every covariate on the test subjects.
+        quality: area under the curve of every covariate on the test subjects' `images` and on
+            their `reconstructions`, which it has not learned from.
         chance: what edits of random coordinates move, by the class that they lead to.
     """
 
     def __init__(self, run: StylexSearch, tested: Encoded) -> None:
         self.run, self.tested = run, tested
         self.network: Any = None
-        self.quality: dict[str, float | None] = {}
+        self.quality: dict[str, dict[str, float | None]] = {}
         labels = covariate_classes(run)
         if labels:
-            train = encode_images(
-                run.network, run.classifier, run.train, run.prepare_batch, run.device
-            )
-            # reconstructions, too: else the judge knows real images alone, and guesses of others
+            batches = [(run.prepare_batch(batch, "cpu")[0], batch["id"]) for batch in run.train]
+            ids = [str(name) for _, names in batches for name in names]
             self.network = train_classifier(
-                [train.images, train.again],
-                {name: torch.tensor(_rows(column, train.ids)) for name, column in labels.items()},
+                torch.cat([images for images, _ in batches]),
+                {name: torch.tensor(_rows(column, ids)) for name, column in labels.items()},
                 steps=run.judge_steps,
                 seed=run.seed,
                 device=run.device,
             )
-            with torch.no_grad():
-                found = self._probabilities(tested.images)
-            for name, column in labels.items():
-                value = roc_auc(found[name], _rows(column, tested.ids))
-                self.quality[name] = None if np.isnan(value) else value
+            self.quality = {name: {} for name in labels}
+            for kind, images in (("images", tested.images), ("reconstructions", tested.again)):
+                found = self._probabilities(images)
+                for name, column in labels.items():
+                    value = roc_auc(found[name], _rows(column, tested.ids))
+                    self.quality[name][kind] = None if np.isnan(value) else value
         self.before = self.read(tested.again)
         self.chance: dict[int, dict[str, float]] = {}
 

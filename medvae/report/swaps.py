@@ -127,7 +127,7 @@ class GanEvaluation:
 
     def run(self) -> dict[str, Any]:
         """Evaluate, write everything and return what images.json holds."""
-        images, again = self._reconstructed(self.test)
+        images, again = self._reconstructed()
         drawn = sample(self.network, self.samples, self.seed, self.device).cpu()
         found, wanted = again.numpy(), images.numpy()
         metrics: dict[str, Any] = {
@@ -170,10 +170,10 @@ class GanEvaluation:
             )
         return found
 
-    def _reconstructed(self, data: Iterable[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
-        """Return images and reconstructions, on the CPU."""
+    def _reconstructed(self) -> tuple[Tensor, Tensor]:
+        """Return test images and reconstructions, on the CPU."""
         pairs = []
-        for batch in data:
+        for batch in self.test:
             image, _ = self.prepare_batch(batch, self.device)
             pairs.append((image.cpu(), reconstruct(self.network, image).cpu()))
         images, again = (torch.cat(column) for column in zip(*pairs, strict=True))
@@ -190,12 +190,12 @@ class GanEvaluation:
         return {name: column for (name, kind), column in columns if kind != "continuous"}
 
     def _judge(self) -> FactorClassifier:
-        images, again = self._reconstructed(self.train)
+        batches = (self.prepare_batch(batch, "cpu")[0] for batch in self.train)
+        images = torch.cat(list(batches))
         labels = self._labels(self.factors.pool, "train")
-        # reconstructions, too: else the judge knows real images alone, and guesses of others
         targets = {name: torch.from_numpy(values) for name, values in labels.items()}
         return train_classifier(
-            [images, again], targets, steps=self.judge_steps, seed=self.seed, device=self.device
+            images, targets, steps=self.judge_steps, seed=self.seed, device=self.device
         )
 
     def _judged(
