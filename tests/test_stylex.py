@@ -20,6 +20,7 @@ from medvae.losses import (
     PathLength,
     ReconstructionLoss,
     class_divergence,
+    perceptual_term,
     r1_penalty,
 )
 from medvae.losses.adversarial import path_lengths
@@ -127,6 +128,20 @@ def test_reconstruction_adds_what_it_says():
     torch.testing.assert_close(terms["codes"], 5 * (codes - again).abs().mean())
     torch.testing.assert_close(terms["perceptual"], 3 * (x - y).square().mean() / 4)
     assert "perceptual" not in ReconstructionLoss()(x, y, codes, again)
+
+
+def test_a_perceptual_term_by_its_name(monkeypatch):
+    classifier = FrozenClassifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), {"a": 2}, "logits")
+    assert isinstance(perceptual_term("classifier", classifier), FeatureDistance)
+    assert perceptual_term("none", classifier) is None
+    asked = []
+    monkeypatch.setattr("medvae.losses.stylex.PerceptualLoss", lambda *a, **k: asked.append((a, k)))
+    for spatial_dims in (2, 3):
+        perceptual_term("lpips", classifier, spatial_dims)
+    alike = [((2, "alex"), {"is_fake_3d": False}), ((3, "alex"), {"is_fake_3d": True})]
+    assert asked == alike
+    with pytest.raises(ValueError, match="perceptual is 'vgg'"):
+        perceptual_term("vgg", classifier)
 
 
 @both

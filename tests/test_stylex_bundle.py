@@ -390,6 +390,7 @@ def test_what_cannot_be_explained_is_said_before_a_training(tmp_path):
         ({"confounders": ["side"]}, "The confounder 'side' is neither"),
         ({"task": "diagnosis"}, "task is 'diagnosis', which is no head"),
         (given, "shows no layer.* perceptual: none"),
+        ({"perceptual": "vgg"}, "perceptual is 'vgg', expected 'classifier'"),
         (given | {"heads": {"size": 3, "scanner": 1}}, "The head 'size' has 3 output"),
         ({"classifier_file": str(tmp_path / "none.pt")}, "none.pt' does not exist"),
     ):

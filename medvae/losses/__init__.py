@@ -36,6 +36,8 @@ from medvae.losses.stylex import (
     FeatureDistance,
     ReconstructionLoss,
     class_divergence,
+    perceptual_term,
+    reads_classifier,
 )
 from medvae.losses.subspaces import LabelledDependence, SubspaceLoss, encode_factors
 
@@ -74,7 +76,9 @@ __all__ = [
     "generator_loss",
     "kl_divergence",
     "kl_normal",
+    "perceptual_term",
     "r1_penalty",
+    "reads_classifier",
     "reverse_gradient",
     "u_distance_correlation_sqr",
 ]

@@ -6,11 +6,20 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
+from monai.losses import PerceptualLoss
 from torch import Tensor, nn
 
+from medvae.networks.frozen import FrozenClassifier
 from medvae.networks.stylex import log_probabilities
 
-__all__ = ["ClassConsistency", "FeatureDistance", "ReconstructionLoss", "class_divergence"]
+__all__ = [
+    "ClassConsistency",
+    "FeatureDistance",
+    "ReconstructionLoss",
+    "class_divergence",
+    "perceptual_term",
+    "reads_classifier",
+]
 
 Direction = Literal["image", "reconstruction"]
 
@@ -102,6 +111,38 @@ class FeatureDistance(nn.Module):
             for f, g in zip(wanted, self.features(again), strict=True)
         ]
         return torch.stack(terms).sum()
+
+
+def reads_classifier(perceptual: str) -> bool:
+    """Whether the perceptual term of a name compares features of the classifier's layers.
+
+    Raises:
+        ValueError: for a name that `perceptual_term` does not know.
+    """
+    if perceptual not in ("classifier", "lpips", "none"):
+        raise ValueError(f"perceptual is {perceptual!r}, expected 'classifier', 'lpips' or 'none'")
+    return perceptual == "classifier"
+
+
+def perceptual_term(
+    kind: str, classifier: FrozenClassifier, spatial_dims: int = 3
+) -> nn.Module | None:
+    """Return the perceptual term P of `ReconstructionLoss` that a name stands for.
+
+    Args:
+        kind: "classifier": `FeatureDistance` of its features; "lpips": MONAI's `PerceptualLoss`,
+            which needs the package lpips, in planes of a volume; or "none".
+        classifier: that is explained.
+        spatial_dims: 2 or 3.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if reads_classifier(kind):
+        return FeatureDistance(classifier.features)
+    if kind == "none":
+        return None
+    return PerceptualLoss(spatial_dims, "alex", is_fake_3d=spatial_dims == 3)
 
 
 class ReconstructionLoss(nn.Module):
