@@ -46,6 +46,26 @@ def test_equal_to_the_normal_equations(ridge: float) -> None:
     assert not reading.line.weight[:, 4].any()
 
 
+def test_beyond_the_range_it_was_fitted_in_a_reading_hardly_grows() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(50, 1)
+    y = 2 * x
+    reading = LeastSquares(1, 1).eval()
+    reading.fit(x, y, 1e-9)
+    asked = torch.tensor([[-100.0], [-1.0], [0.4], [1.2], [100.0]], requires_grad=True)
+    found = reading(asked)
+    low, high = y.min().item(), y.max().item()
+    scale = 0.1 * (high - low)
+    for row, line in ((0, -200.0), (1, -2.0), (3, 2.4), (4, 200.0)):
+        end = low if row < 2 else high
+        bent = end + np.sign(line - end) * scale * np.log1p(abs(line - end) / scale)
+        assert found[row].item() == pytest.approx(bent, rel=1e-3)
+    assert found[2].item() == pytest.approx(0.8, rel=1e-3)
+    assert (found.diff(dim=0) > 0).all()  # in order still
+    found.sum().backward()
+    assert (asked.grad > 1e-3).all()  # and a map of it is not empty
+
+
 def test_what_nothing_is_known_of_is_0() -> None:
     x, y = rows()
     y[1:, 0] = torch.nan

@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 __all__ = ["LeastSquares"]
 
+UNBOUNDED = 1e6  # finite: of infinities a difference is NaN
+MARGIN = 0.1  # of the range, beyond which the logarithm bends
+EPSILON = 1e-6
+
 
 class LeastSquares(nn.Module):
     """Linear in standardised inputs (B, P): (B, K). Learned by steps, until `fit` solves for it.
@@ -19,16 +23,25 @@ class LeastSquares(nn.Module):
     standardised by their batch, and a hidden layer is added to the line, which the steps get on
     with better.
 
+    A line fitted to many inputs that go together says anything of a subject unlike all others.
+    So what it says beyond the range of what it was fitted to, and says of these rows, grows as a
+    logarithm alone.
+
     Args:
         inputs: P.
         outputs: K.
         hidden: width of the hidden layer.
     """
 
+    low: Tensor
+    high: Tensor
+
     def __init__(self, inputs: int, outputs: int, hidden: int = 64) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(inputs)
         self.line = nn.Linear(inputs, outputs)
+        self.register_buffer("low", torch.full((outputs,), -UNBOUNDED))
+        self.register_buffer("high", torch.full((outputs,), UNBOUNDED))
         self.rest = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,7 +54,10 @@ class LeastSquares(nn.Module):
 
     def _forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
-        return self.line(x) + self.rest(x)
+        found = self.line(x) + self.rest(x)
+        within = found.clamp(self.low, self.high)
+        over, scale = found - within, MARGIN * (self.high - self.low).clamp_min(EPSILON)
+        return within + scale * over.sign() * torch.log1p(over.abs() / scale)
 
     @torch.jit.unused
     @torch.no_grad()
@@ -71,11 +87,13 @@ class LeastSquares(nn.Module):
         nn.init.ones_(self.norm.weight)
         nn.init.zeros_(self.norm.bias)
         own_scale = np.sqrt(scaler.var_ + self.norm.eps) / scaler.scale_
-        for parameter in (*self.line.parameters(), *self.rest[-1].parameters()):
-            nn.init.zeros_(parameter)
+        for values in (*self.line.parameters(), *self.rest[-1].parameters(), self.low, self.high):
+            nn.init.zeros_(values)
         for k, column in enumerate(wanted.T):
             known = ~np.isnan(column)
             if known.sum() > 1:
                 model = Ridge(alpha=ridge * known.sum()).fit(rows[known], column[known])
                 self.line.weight[k] = torch.from_numpy(model.coef_ * own_scale)
                 self.line.bias[k] = float(model.intercept_)
+                seen = np.append(model.predict(rows), column[known])
+                self.low[k], self.high[k] = float(seen.min()), float(seen.max())
