@@ -31,6 +31,10 @@ pytestmark = [
 ]
 
 
+def measured(spatial_dims: int) -> list[str]:
+    return [{2: "lv_pixel_area_mm2", 3: "lv_voxel_volume_ml"}[spatial_dims], "lv_intensity_mean"]
+
+
 def training(root: Path, spatial_dims: int, **overrides: Any) -> dict[str, Any]:
     """Overrides that make a run of seconds, of a classifier that reads how large the cavity is.
 
@@ -56,6 +60,9 @@ def training(root: Path, spatial_dims: int, **overrides: Any) -> dict[str, Any]:
         "classifier_channels": [4, 4, 8, 8],
         "classifier_steps": 100,
         "judge_steps": 5,
+        "measured": measured(spatial_dims),
+        "mask_labels": {"rv": 1, "myocardium": 2, "lv": 3},
+        "instrument_steps": 60,
         "n_permutations": 10,
         "n_resamples": 10,
         "search_images": 6,
@@ -102,7 +109,7 @@ def test_training_leaves_model_search_and_numbers(trained):
 
 
 def test_attributes_are_unique_sorted_and_complete(trained):
-    root, _ = trained
+    root, spatial_dims = trained
     found = read(root, "attributes.json")
     entries = found["attributes"]
     assert 0 < len(entries) <= 3
@@ -115,13 +122,20 @@ def test_attributes_are_unique_sorted_and_complete(trained):
         assert entry["n_images"] > 0
         assert entry["shift"] == 1
         assert entry["associations"].keys() == entry["moves"].keys() == set(found["judge"])
+        assert entry["measured"].keys() == set(measured(spatial_dims))
+        assert entry["measured"]["lv_intensity_mean"].keys() >= {"value", "images", "chance"}
         assert entry["group"] >= 1
         pairs = entry["pairs"]
         assert pairs["qualifying"] >= 3
         assert len(pairs["files"]) >= 2
         for name in pairs["files"]:
             assert (root / "eval" / "pairs" / name).exists()
+    for quality in found["instrument"].values():
+        assert quality["sd"] > 0
+        assert quality["images"]["subjects"] > 6  # of twelve: the cavity is found
+    assert found["instrument"].keys() == set(measured(spatial_dims))
     flips = read(root, "flips.json")
+    assert flips["top"]["1"]["identity"].keys() == set(measured(spatial_dims))
     assert flips["top"]["1"]["flip_rate"].keys() >= {"value", "low", "high"}
     assert "random" in flips["top"]["1"]
     assert 0 <= flips["coverage"] <= 1
@@ -135,6 +149,8 @@ def test_the_runs_page_says_what_was_found(trained):
     assert ">What the classifier goes by</h2>" in html
     for head in read(root, "classifier.json")["heads"].values():
         assert head["verdict"].replace("'", "&#39;") in html
+    assert "What the edits together leave as it was" in html
+    assert measured(trained[1])[0] in html
     assert "not as expected" not in html
     assert "no results" not in html
 
@@ -343,8 +359,9 @@ def test_inference_makes_the_edits_in_subjects_on_their_grid(trained, tmp_path):
 @pytest.mark.parametrize("trained", [2], indirect=True)
 def test_what_cannot_be_edited_is_said_before_anything_is_written(trained, tmp_path):
     root, spatial_dims = trained
+    count = len(read(root, "attributes.json")["attributes"])
     for overrides, sentence in (
-        ({"edited": [9]}, "Attribute 9 is not in .* which has 3"),
+        ({"edited": [9]}, f"Attribute 9 is not in .* which has {count}"),
         ({"search_result": str(tmp_path / "none.json")}, "The attributes .* cannot be read"),
         ({"latent_dim": 5}, "other settings: latent_dim is 5"),
     ):
@@ -381,6 +398,8 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(trained, tmp_path):
 
 def test_what_cannot_be_explained_is_said_before_a_training(tmp_path):
     phantoms(tmp_path / "data", 40, spatial_dims=2)
+    table, without = pd.read_csv(tmp_path / "data" / "subjects.csv"), tmp_path / "data" / "bare.csv"
+    table.drop(columns="mask").to_csv(without, index=False)
     script = tmp_path / "classifier.ts"
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 4))
     torch.jit.trace(network, torch.zeros(2, 1, 16, 16)).save(script)
@@ -393,6 +412,8 @@ def test_what_cannot_be_explained_is_said_before_a_training(tmp_path):
         ({"perceptual": "vgg"}, "perceptual is 'vgg', expected 'classifier'"),
         (given | {"heads": {"size": 3, "scanner": 1}}, "The head 'size' has 3 output"),
         ({"classifier_file": str(tmp_path / "none.pt")}, "none.pt' does not exist"),
+        ({"measured": ["lv_area"]}, "'lv_area' of measured cannot be measured"),
+        ({"subjects": str(without)}, "Column 'mask' is not in the table; .* measured"),
     ):
         with pytest.raises(SystemExit, match=sentence):
             run(["train.yaml"], training(tmp_path, 2, **overrides))

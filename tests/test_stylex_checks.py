@@ -142,6 +142,7 @@ def test_a_table_that_is_sorted_by_class_is_checked_throughout(
             r"'dx' has 3 output\(s\) and its labels are the 2 classes \['a', 'b",
         ),
         ({"factors": {"age": {"kind": "continuous"}}, "heads": {"age": 1}}, "'age' is continuous"),
+        ({"measured": ["sphericity"]}, "^Column 'mask' has none for 's0'.*measured.*'sphericity'"),
         ({"task": "grade", "covariates": ["age"], "confounders": ["age", "dx"]}, None),
         ({"heads": {"dx": 1, "unlabelled": 5}, "task": "unlabelled"}, None),
     ],
@@ -182,3 +183,14 @@ def test_probabilities_stand_under_their_own_heads(tmp_path: Any) -> None:
     assert rows[0]["probability_dx_b"] == pytest.approx(logits[0, 5].sigmoid().item(), abs=1e-6)
     grade = logits[0, :3].softmax(0)[2].item()
     assert rows[0]["probability_grade_5"] == pytest.approx(grade, abs=1e-6)
+
+
+def test_subjects_without_a_mask_are_named_where_attributes_are_measured(
+    table: pd.DataFrame,
+) -> None:
+    masked = table.assign(mask=table["image"])
+    factors = labelled(masked, {"dx": {}})
+    check_explanation(factors, {"dx": 2}, measured=["sphericity"])
+    masked.loc[7, "mask"] = None
+    with pytest.raises(CohortError, match="has none for 's7'; expected a mask of every subject"):
+        check_explanation(labelled(masked, {"dx": {}}), {"dx": 2}, measured=["sphericity"])

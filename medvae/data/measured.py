@@ -58,7 +58,7 @@ def check_and_measure(
         if name not in known:
             raise CohortError(f"Attribute '{name}' cannot be measured; {suggestion(name, known)}")
     if (names or needs_mask) and "mask" not in subjects:
-        uses = "as the configuration uses masks (keys such as regions, region, truth)"
+        uses = "as the configuration uses masks (keys such as regions, region, measured, truth)"
         purpose = f"to measure '{names[0]}'" if names else uses
         raise CohortError(f"Column 'mask' is not in the table; expected one {purpose}.")
     read_masks = "mask" in subjects and (bool(names) or needs_mask is not False)

@@ -36,6 +36,7 @@ from medvae.report.quality import quality_report
 from medvae.report.samples import write_samples
 from medvae.report.stylex import ClassifierEvaluation, StylexEvaluation
 from medvae.report.stylex_checks import check_explanation
+from medvae.report.stylex_measured import MeasuredEdits
 from medvae.report.stylex_search import StylexSearch
 from medvae.report.stylex_stability import compare_attributes
 from medvae.report.subspaces import SubspaceEvaluation, leakage_table
@@ -52,6 +53,7 @@ __all__ = [
     "GanEvaluation",
     "ManipulationEvaluation",
     "MapMontaged",
+    "MeasuredEdits",
     "MeasuredEffects",
     "Page",
     "Predictions",

@@ -10,21 +10,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medvae.attributes import feature_names
-from medvae.data import CohortError
-from medvae.data.errors import suggestion
 from medvae.data.measured import MaskLabels
-from medvae.engines import TreatmentData, train_segmentation
-from medvae.explain import Instrument
+from medvae.engines import TreatmentData
 from medvae.metrics import difference_of_means, estimate_ate, regression
 from medvae.metrics.intervals import json_number
 from medvae.networks import IntactVAE
+from medvae.report.measuring import (
+    instrument_of,
+    known_mean,
+    measure_images,
+    measuring_quality,
+    train_instrument,
+)
 from medvae.report.quality import decoded
 
 __all__ = ["MeasuredEffects"]
 
 Array = npt.NDArray[np.float64]
-BATCH = 16  # images that are measured at once
 
 
 class MeasuredEffects:
@@ -62,16 +64,10 @@ class MeasuredEffects:
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
-        known = feature_names(len(image_size), mask_labels)
-        for name in names:
-            if name not in known:
-                raise CohortError(
-                    f"Attribute '{name}' of measured cannot be measured; {suggestion(name, known)}"
-                )
         self.names, self.steps = tuple(names), steps
         self.n_resamples, self.seed, self.device = n_resamples, seed, device
-        self.instrument = Instrument(
-            names, tuple(image_size), spacing_mm, mask_labels, in_channels, window, device, seed
+        self.instrument = instrument_of(
+            names, image_size, spacing_mm, mask_labels, window, in_channels, device, seed
         )
 
     def report(
@@ -99,12 +95,12 @@ class MeasuredEffects:
 
         Returns:
             A dict that json can write. ``instrument[name]``: R², bias and sd of the error of what
-            is measured on test reconstructions, against the mask on the image. ``arms[t][name]``:
-            the network's mean effect of arm t against the control with an interval by patients,
-            difference of means (of all splits) and linear regression (fitted on all splits, mean
-            of the test subjects) of what masks say, and ``truth``, the effect between the known
-            outcomes as the U-Net measures them. The intervals leave out what another training of
-            the network would have found.
+            is measured on test reconstructions, against the mask on the image, and of how many.
+            ``arms[t][name]``: the network's mean effect of arm t against the control with an
+            interval by patients, difference of means (of all splits) and linear regression (fitted
+            on all splits, mean of the test subjects) of what masks say, and ``truth``, the effect
+            between the known outcomes as the U-Net measures them. The intervals leave out what
+            another training of the network would have found.
         """
         held_out = subjects.rows(torch.tensor(test))
         self._learn(network, subjects.rows(torch.tensor(train)), masks[torch.tensor(train)])
@@ -126,30 +122,22 @@ class MeasuredEffects:
             known = self._true(subjects, truth, test)
             for k, name in enumerate(self.names):
                 arms[1][name]["truth"] = json_number(known[k])
-        errors = factual - on_masks[test]
         quality = {
-            name: self._quality(errors[:, k], on_masks[test][:, k])
+            name: measuring_quality(factual[:, k], on_masks[test][:, k])
             for k, name in enumerate(self.names)
         }
         return {"instrument": quality, "arms": arms}
 
     def _learn(self, network: IntactVAE, data: TreatmentData, masks: Tensor) -> None:
         images = [data.outcome, decoded(network, data, data.treatment, self.device)]
-        train_segmentation(
-            self.instrument.network,
-            images,
-            self.instrument.classes(masks),
-            self.steps,
-            seed=self.seed,
-            device=self.instrument.device,
-        )
+        classes = self.instrument.classes(masks)
+        train_instrument(self.instrument, images, classes, self.steps, self.seed)
 
     def _measured(self, network: IntactVAE, data: TreatmentData, target: Tensor) -> Array:
         return self._measure(decoded(network, data, target, self.device))
 
     def _measure(self, images: Tensor) -> Array:
-        parts = images.clamp(0, 1).split(BATCH)
-        return np.concatenate([self.instrument.measure(part) for part in parts])
+        return measure_images(self.instrument, images.clamp(0, 1))
 
     def _simple(
         self,
@@ -167,14 +155,14 @@ class MeasuredEffects:
             if len(np.unique(t)) == 2:
                 means[k] = difference_of_means(y[rows], t)
                 asked = columns[test & np.isfinite(y)]
-                fitted[k] = _mean(regression(y[rows], t, columns[rows], asked))
+                fitted[k] = known_mean(regression(y[rows], t, columns[rows], asked))
         return {"difference of means": means, "linear regression": fitted}
 
     def _true(self, subjects: TreatmentData, truth: Tensor, test: npt.NDArray[np.bool_]) -> Array:
         rows = torch.tensor(test)
         sign = 1 - 2.0 * subjects.treatment.numpy()[test]
         own, other = (self._measure(images[rows]) for images in (subjects.outcome, truth))
-        return _mean(sign[:, None] * (other - own))
+        return known_mean(sign[:, None] * (other - own))
 
     def _entry(self, effects: Array, patients: npt.NDArray[Any]) -> dict[str, float | int | None]:
         known = np.isfinite(effects)
@@ -183,19 +171,3 @@ class MeasuredEffects:
         found = estimate_ate(effects[known], patients[known], self.n_resamples, seed=self.seed)
         numbers = zip(("ate", "low", "high"), found, strict=True)
         return {"subjects": int(known.sum())} | {k: json_number(v) for k, v in numbers}
-
-    def _quality(self, errors: Array, true: Array) -> dict[str, float | None]:
-        known = np.isfinite(errors)
-        if known.sum() < 2:
-            return {"r2": None, "bias": None, "error_sd": None}
-        spread = float(np.var(true[known]))
-        r2 = 1 - float(np.mean(errors[known] ** 2)) / spread if spread > 0 else float("nan")
-        numbers = {"r2": r2, "bias": errors[known].mean(), "error_sd": errors[known].std()}
-        return {name: json_number(value) for name, value in numbers.items()}
-
-
-def _mean(values: Array) -> Array:
-    known = np.isfinite(values)
-    total = np.where(known, values, 0.0).sum(0)
-    result: Array = np.where(known.any(0), total / np.maximum(known.sum(0), 1), np.nan)
-    return result

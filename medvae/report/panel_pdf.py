@@ -15,6 +15,7 @@ from matplotlib.image import imread
 
 from medvae.data.output import write_bytes
 from medvae.report.page.panel import chosen_pairs
+from medvae.report.tables import number
 
 __all__ = ["write_panel_pdf"]
 
@@ -81,6 +82,11 @@ def _lines(entry: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{name}: a judge reads a move of {_said(moved)} SD; r = {_plain(value['value'])}, in "
             f"a class {_plain(value['given_class'])}"
+        )
+    for name, moved in entry.get("measured", {}).items():
+        lines.append(
+            f"{name}: measured again in {moved['images']} images, a move of {_said(moved)} SD; "
+            f"random edits {number(moved['chance'], 2)}"
         )
     lines += ["", chosen_pairs(entry)]
     for flag in entry["confounder_candidates"]:

@@ -14,11 +14,11 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
-from medvae.engines import train_segmentation
 from medvae.explain import Instrument, MonotoneCurve, Readout, there_and_back
 from medvae.explain.manipulation import decode_along
 from medvae.metrics import change_outside, return_error
 from medvae.networks import AttriVAE
+from medvae.report.measuring import measure_images, train_instrument
 
 __all__ = ["Remeasured", "Sweep", "ready_instrument", "rendered_readout"]
 
@@ -72,10 +72,7 @@ def ready_instrument(
         digest.update(part.cpu().contiguous().numpy().tobytes())
     if instrument.load(path, digest.hexdigest()):
         return
-    train_segmentation(
-        instrument.network, images, classes, steps, seed=seed, device=instrument.device,
-        progress=progress,
-    )  # fmt: skip
+    train_instrument(instrument, images, classes, steps, seed, progress)
     instrument.save(path, digest.hexdigest())
 
 
@@ -93,11 +90,7 @@ class Remeasured:
 
     def measure(self, images: Tensor, labelmaps: npt.NDArray[Any] | None = None) -> Array:
         """Return attributes (N, K) of images (N, C, *S), within label maps or as segmented."""
-        parts = []
-        for rows in self._batches(len(images), "measuring"):
-            found = self.instrument.segment(images[rows]) if labelmaps is None else labelmaps[rows]
-            parts.append(self.instrument.measure_masks(images[rows], found))
-        return np.concatenate(parts)
+        return measure_images(self.instrument, images, labelmaps, self.progress)
 
     def sweep(
         self,

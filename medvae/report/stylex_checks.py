@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
+
 from medvae.data import CohortError, Factors
-from medvae.data.errors import suggestion
+from medvae.data.errors import listing, suggestion
 
 __all__ = ["check_explanation"]
 
@@ -16,6 +18,7 @@ def check_explanation(
     task: str | None = None,
     covariates: Sequence[str] = (),
     confounders: Sequence[str] = (),
+    measured: Sequence[str] = (),
 ) -> None:
     """Refuse an explanation that names what is not there, or heads that their labels do not fit.
 
@@ -25,6 +28,7 @@ def check_explanation(
         task: head to explain; None: the first.
         covariates: columns and attributes of the cohort's table to compare with.
         confounders: those of them, and heads, that should not decide.
+        measured: attributes that are measured again in edited images, for which masks are needed.
 
     Raises:
         CohortError: in one sentence that names the key.
@@ -46,8 +50,20 @@ def check_explanation(
                 f"The confounder '{name}' is neither a covariate nor a head; expected confounders "
                 f"out of {list(known)}."
             )
+    if measured:
+        _check_masks(factors.pool.subjects, measured[0])
     for name in set(factors.names).intersection(heads):
         _check_labels(name, heads[name], factors)
+
+
+def _check_masks(table: pd.DataFrame, name: str) -> None:
+    """Refuse subjects that have no mask to learn from or to be measured in."""
+    without = table if "mask" not in table else table[table["mask"].isna()]
+    if len(without):
+        raise CohortError(
+            f"Column 'mask' has none for {listing(without['id'])}; expected a mask of every "
+            f"subject, as measured names '{name}', or measured: []."
+        )
 
 
 def _check_labels(name: str, outputs: int, factors: Factors) -> None:

@@ -1,15 +1,17 @@
-"""What the edit of a single coordinate does to images, classifier and covariates."""
+"""What the edit of a single coordinate does to images, classifier, covariates and attributes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from medvae.explain import Edit, StyleEffects, apply_edits, class_gains
 from medvae.metrics import mean_with_interval
+from medvae.report.measuring import known_mean
 from medvae.report.stylex import patients_of
 from medvae.report.stylex_images import Encoded, some_rows
 from medvae.report.stylex_judge import Judge
@@ -22,6 +24,19 @@ __all__ = ["edit_report", "random_edits"]
 RANDOM = 20  # edits of random coordinates, for chance
 COMPARED = 48  # images that random edits are made of
 CHANGED = 0.02  # of the range of intensities: a voxel that changed
+Array = npt.NDArray[np.float64]
+
+
+class Reader(Protocol):
+    """What reads how far an edit moved images."""
+
+    def moves(self, images: Tensor, rows: npt.NDArray[np.intp]) -> dict[str, Array]:
+        """Return by name how far edited images of some rows moved, in SD, NaN where unknown."""
+
+
+def _readers(run: StylexSearch, judge: Judge) -> dict[str, Reader]:
+    """Return what reads an edit, by the key of an attribute's entry."""
+    return {"moves": judge} | ({} if run.measuring is None else {"measured": run.measuring})
 
 
 def edit_report(
@@ -40,12 +55,15 @@ def edit_report(
     images = run.images_of(apply_edits(effects, tested.styles, [edit]))
     logits = run.logits_of(images)
     every = np.arange(len(tested.ids))
-    moves = {
-        name: mean_with_interval(change, patients, run.n_resamples) | {"chance": chance.get(name)}
-        for name, change in judge.moves(images, every).items()
-    }
-    for entry in moves.values():
-        entry["beyond_random"] = _beyond(entry, entry["chance"])
+    moved: dict[str, dict[str, Any]] = {"measured": {}}
+    for kind, reader in _readers(run, judge).items():
+        moved[kind] = {
+            name: mean_with_interval(change, patients, run.n_resamples)
+            | {"chance": chance.get(f"{kind} {name}")}
+            for name, change in reader.moves(images, every).items()
+        }
+        for entry in moved[kind].values():
+            entry["beyond_random"] = _beyond(entry, entry["chance"])
     difference = (images - tested.again).abs().flatten(1)
     ends = np.cumsum(run.network.generator.style_sizes)
     layer = int(np.searchsorted(ends, edit.coordinate, side="right"))
@@ -63,7 +81,7 @@ def edit_report(
             name: _head(run, effects, tested, logits, name, target, patients, chance)
             for name in run.network.heads
         },
-        "moves": moves,
+        **moved,
         "change": {
             "l1": float(difference.mean()),
             "changed_share": float((difference > CHANGED).float().mean()),
@@ -152,8 +170,9 @@ def _random_moves(
     found: dict[str, list[float]] = {}
     for edit in random_edits(effects, generator, RANDOM, run.task, target):
         images = run.images_of(apply_edits(effects, tested.styles[rows], [edit]))
-        for name, change in judge.moves(images, rows).items():
-            found.setdefault(name, []).append(abs(float(change.mean())))
+        for kind, reader in _readers(run, judge).items():
+            for name, change in reader.moves(images, rows).items():
+                found.setdefault(f"{kind} {name}", []).append(abs(float(known_mean(change))))
         logits = run.logits_of(images)
         for name in run.network.heads:
             every = effects.head(tested.logits_again, name)
@@ -161,4 +180,5 @@ def _random_moves(
             which, own = _reached(before, after, target if name == run.task else None)
             shift = (after - before)[own, which].mean() / _spread(every, which)
             found.setdefault(f"head {name}", []).append(abs(float(shift)))
-    return {name: float(np.quantile(values, 0.95)) for name, values in found.items()}
+    known = {name: [v for v in values if np.isfinite(v)] for name, values in found.items()}
+    return {name: float(np.quantile(values, 0.95)) for name, values in known.items() if values}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from medvae.engines import image_features
 from medvae.explain import Edit, StyleEffects, apply_edits, class_gains, explain_image
 from medvae.metrics import degraded, mean_with_interval, realism_report
 from medvae.networks.stylex import shown
+from medvae.report.measuring import known_mean
 from medvae.report.stylex import patients_of
-from medvae.report.stylex_effects import CHANGED, random_edits
+from medvae.report.stylex_effects import CHANGED, COMPARED, random_edits
 from medvae.report.stylex_images import Encoded, in_batches, some_rows
 from medvae.report.stylex_judge import Judge
 
@@ -41,7 +42,8 @@ def flip_report(
     """Report what the first edits flip together, beside random ones and a direction of the code.
 
     The last of the numbers under ``top`` is that of the longest list: all edits together. Random
-    edits are as many for each class as its own.
+    edits are as many for each class as its own. ``identity`` is how far each attribute that is
+    measured again moved, whichever way, in the mean over images.
     """
     patients = patients_of(run.factors, tested.ids)
     report: dict[str, Any] = {"images": len(tested.ids), "top": {}}
@@ -49,22 +51,12 @@ def flip_report(
     largest = None
     for count in (*(n for n in TOGETHER if n < longest), longest):
         first = {target: edits[:count] for target, edits in lists.items()}
-        flips, rows, images = _flipped_by_edits(run, effects, tested, first)
-        if len(rows) == 0:
+        flipped = _flipped_by_edits(run, effects, tested, first)
+        if len(flipped[1]) == 0:
             break
-        largest = (rows, images)
-        draws = []
-        generator = np.random.default_rng(run.seed)
-        for _ in range(5):
-            drawn = {
-                target: random_edits(effects, generator, len(edits), run.task, target)
-                for target, edits in first.items()
-            }
-            draws.append(_flipped_by_edits(run, effects, tested, drawn)[0].mean())
-        report["top"][str(count)] = {
-            "flip_rate": mean_with_interval(flips, patients[rows], run.n_resamples),
-            "random": {"value": float(np.mean(draws)), "sd": float(np.std(draws, ddof=1))},
-        }
+        largest = flipped[1:]
+        luck = _flipped_by_luck(run, effects, tested, first)
+        report["top"][str(count)] = _together(run, patients, flipped, luck)
     flips, rows, _ = _flipped_by_direction(run, effects, found, tested, list(lists))
     report["latent_direction"] = mean_with_interval(flips, patients[rows], run.n_resamples)
     report["coverage"] = _coverage(run, effects, lists)
@@ -73,6 +65,57 @@ def flip_report(
         rows, images = largest
         report["together"] = _quality(run, tested, judge, rows, images)
     return report
+
+
+def _together(
+    run: StylexSearch,
+    patients: npt.NDArray[np.object_],
+    flipped: Flipped,
+    luck: Iterable[Flipped],
+) -> dict[str, Any]:
+    """Report what edits together flip, and how far they move attributes, beside random edits."""
+    flips, rows, images = flipped
+    measuring = run.measuring
+    some = some_rows(len(rows), COMPARED, run.seed)
+    rates, far = [], []
+    for by_luck, _, others in luck:  # of the same rows
+        rates.append(float(by_luck.mean()))
+        if measuring is not None:
+            far.append(measuring.moves(others[torch.as_tensor(some)], rows[some]))
+    entry: dict[str, Any] = {
+        "flip_rate": mean_with_interval(flips, patients[rows], run.n_resamples),
+        "random": _drawn(rates),
+        "identity": {},
+    }
+    if measuring is not None:
+        entry["identity"] = {
+            name: mean_with_interval(np.abs(change), patients[rows], run.n_resamples)
+            | {"random": _drawn([float(known_mean(np.abs(part[name]))) for part in far])}
+            for name, change in measuring.moves(images, rows).items()
+        }
+    return entry
+
+
+def _drawn(values: Sequence[float]) -> dict[str, float | None]:
+    """Return the mean and the SD of what draws of random edits did, where it is known."""
+    known = [value for value in values if np.isfinite(value)]
+    return {
+        "value": float(np.mean(known)) if known else None,
+        "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+    }
+
+
+def _flipped_by_luck(
+    run: StylexSearch, effects: StyleEffects, tested: Encoded, first: Mapping[int, Sequence[Edit]]
+) -> Iterator[Flipped]:
+    """Make as many random edits for each class as its own, five times."""
+    generator = np.random.default_rng(run.seed)
+    for _ in range(5):
+        drawn = {
+            target: random_edits(effects, generator, len(edits), run.task, target)
+            for target, edits in first.items()
+        }
+        yield _flipped_by_edits(run, effects, tested, drawn)
 
 
 def _flipped(

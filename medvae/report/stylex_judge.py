@@ -37,7 +37,8 @@ class Judge:
     Attributes:
         quality: area under the curve of every covariate on the test subjects' `images` and on
             their `reconstructions`, which it has not learned from.
-        chance: what edits of random coordinates move, by the class that they lead to.
+        chance: what edits of random coordinates move, by the class that they lead to, as all
+            readers of the edits say and the classifier itself.
     """
 
     def __init__(self, run: StylexSearch, tested: Encoded) -> None:

@@ -36,6 +36,7 @@ from medvae.report.stylex_flags import flag_confounders
 from medvae.report.stylex_flips import flip_report
 from medvae.report.stylex_images import Encoded, encode_images, in_batches
 from medvae.report.stylex_judge import Judge
+from medvae.report.stylex_measured import MeasuredEdits
 from medvae.report.stylex_pairs import write_pairs
 from medvae.report.stylex_stability import changes_of, remove_changes, write_changes
 
@@ -77,6 +78,7 @@ class StylexSearch:
             it is moved; None: none is.
         shown_change: of the probability, for a pair of images to be shown.
         judge_steps: batches that the judge is trained on.
+        measuring: measures attributes in edited images, too; None: none. It needs masks.
         batch_size: see `medvae.explain.attfind`.
         window: intensities that are 0 and 1 in the images; None: unknown.
         device: where to compute.
@@ -108,6 +110,7 @@ class StylexSearch:
         artefact_limit: float | None = None,
         shown_change: float = 0.1,
         judge_steps: int = 600,
+        measuring: MeasuredEdits | None = None,
         batch_size: int = 8,
         window: Sequence[float] | None = None,
         device: str | torch.device = "cpu",
@@ -125,7 +128,7 @@ class StylexSearch:
         self.count, self.explained_at, self.images = count, explained_at, images
         self.quantiles, self.keep, self.audit = (quantiles[0], quantiles[1]), keep, audit
         self.artefact_limit, self.judge_steps = artefact_limit, judge_steps
-        self.shown_change = shown_change
+        self.shown_change, self.measuring = shown_change, measuring
         self.batch_size, self.window = batch_size, window
         self.n_resamples, self.n_permutations, self.seed = n_resamples, n_permutations, seed
         self.drawn = Shown(classifier)
@@ -137,7 +140,10 @@ class StylexSearch:
             CohortError: see `check_explanation`, which is to be asked before a training.
         """
         heads = self.network.heads
-        check_explanation(self.factors, heads, self.task, self.covariates, self.confounders)
+        measured = () if self.measuring is None else self.measuring.names
+        check_explanation(
+            self.factors, heads, self.task, self.covariates, self.confounders, measured
+        )
         if self.checkpoint is not None:
             load_weights(self.network, self.checkpoint, self.device)
         found = self._encoded(self.search).some(self.images, self.seed)
@@ -146,6 +152,8 @@ class StylexSearch:
         attributes = self._attributes(effects, lists)
         tested = self._encoded(self.test)
         judge = Judge(self, tested)
+        if self.measuring is not None:
+            self.measuring.learn(self, tested)
         report: dict[str, Any] = {
             "task": self.task,
             "classes": self._class_names(),
@@ -158,6 +166,7 @@ class StylexSearch:
                 "quantiles": list(self.quantiles),
             },
             "judge": judge.quality,
+            "instrument": {} if self.measuring is None else self.measuring.quality,
             "attributes": [
                 edit_report(self, effects, tested, judge, edit, target)
                 for edit, target in attributes

@@ -27,7 +27,9 @@ from medvae.report.page.blocks import (
     Section,
     Table,
 )
+from medvae.report.page.measured import identity_tables, measured_tables, moved_most, signed
 from medvae.report.page.render import write_page
+from medvae.report.tables import number
 
 __all__ = [
     "JUDGEMENTS",
@@ -156,28 +158,37 @@ def flip_tables(folder: Path) -> list[Block]:
             "classes' mean codes; the classifier's probabilities beside the code stay as they are. "
             "Intervals are bootstrap intervals over patients, 95 %.",
         ),
+        *identity_tables(found, flips),
         _overview(found),
     ]
 
 
 def _overview(found: Mapping[str, Any]) -> Table:
     heads = list(found["attributes"][0]["heads"]) if found["attributes"] else []
+    measured = bool(found.get("instrument"))
     rows = [
         [
             f"{n}",
             f"layer {e['layer']}, {e['coordinate']} {e['direction']}",
             str(e.get("group", "")),
-            *(_signed(e["heads"][name]["log_odds_change"]) for name in heads),
+            *(signed(e["heads"][name]["log_odds_change"]) for name in heads),
             _percent(e["heads"][found["task"]]["flip_rate"]),
+            *([_most(e["measured"])] if measured else []),
         ]
         for n, e in enumerate(found["attributes"], start=1)
     ]
+    header = ["attribute", "coordinate", "acts like", *(f"log odds of {h}" for h in heads), "flips"]
     return Table(
-        ["attribute", "coordinate", "acts like", *(f"log odds of {h}" for h in heads), "flips"],
+        [*header, *(["moves most, measured again, SD"] if measured else [])],
         rows,
         "All attributes",
         "Attributes of one number under 'acts like' change the same places and the same decisions.",
     )
+
+
+def _most(measured: Mapping[str, Any]) -> str:
+    name = moved_most(measured)
+    return "" if name is None else f"{name} {signed(measured[name])}"
 
 
 def _attribute(
@@ -196,7 +207,7 @@ def _attribute(
     )
     blocks += _images(folder / "pairs" / f"attribute{number:02d}", entry)
     blocks.append(_heads(entry))
-    blocks.append(_covariates(found, entry))
+    blocks += [_covariates(found, entry), *measured_tables(found, entry)]
     blocks.append(Judgement(number, JUDGEMENTS, PROMPTS))
     return blocks
 
@@ -235,8 +246,8 @@ def _heads(entry: Mapping[str, Any]) -> Table:
         [
             f"{name}{' (explained)' if head['task'] else ''}",
             str(head["class"]),
-            _signed(head["probability_change"]),
-            _signed(head["log_odds_change"]),
+            signed(head["probability_change"]),
+            signed(head["log_odds_change"]),
             _percent(head["flip_rate"]),
             "yes" if head["beyond_random"] else "no",
         ]
@@ -256,15 +267,15 @@ def _covariates(found: Mapping[str, Any], entry: Mapping[str, Any]) -> Table:
     rows = []
     for name, value in entry.get("associations", {}).items():
         moved = entry["moves"].get(name)
-        quality = found["judge"].get(name)
+        quality = found["judge"].get(name, {})
         rows.append(
             [
                 name,
                 _number(value["value"]),
                 _number(value["given_class"]),
-                "" if moved is None else _signed(moved),
+                "" if moved is None else signed(moved),
                 "" if moved is None or moved["chance"] is None else f"{moved['chance']:.2f}",
-                "" if quality is None else f"{quality:.2f}",
+                "" if moved is None else number(quality["reconstructions"], 2),
             ]
         )
     return Table(
@@ -274,7 +285,7 @@ def _covariates(found: Mapping[str, Any], entry: Mapping[str, Any]) -> Table:
             "r in a class",
             "the judge reads it moved, SD",
             "random edits",
-            "judge's AUC",
+            "judge's AUC on reconstructions",
         ],
         rows,
         "What goes along with it",
@@ -282,8 +293,8 @@ def _covariates(found: Mapping[str, Any], entry: Mapping[str, Any]) -> Table:
         f"is up to {_number(chance.get('value'))} ({_number(chance.get('given_class'))} within a "
         "class)."
         " What an edit moves is the reading of a network trained on the covariates alone, whose "
-        "AUC on test subjects says whether it can be believed; nothing is measured again in edited "
-        "images.",
+        "AUC on reconstructions of test subjects says whether it can be believed; it measures "
+        "nothing.",
     )
 
 
@@ -319,14 +330,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:+.2f}"
-
-
-def _signed(entry: Mapping[str, Any]) -> str:
-    if entry["value"] is None:
-        return ""
-    text = f"{entry['value']:+.2f}"
-    known = entry["low"] is not None
-    return f"{text} ({entry['low']:+.2f} to {entry['high']:+.2f})" if known else text
 
 
 def _percent(entry: Mapping[str, Any]) -> str:
