@@ -139,20 +139,18 @@ class Roles:
         return np.nan_to_num(arms, nan=-1).astype(np.int64), covariates
 
     def datalist(self, split: str | None = None) -> list[dict[str, Any]]:
-        """The cohort's items with the keys `treatment`, a number, and `covariates`, (K,) floats."""
+        """The cohort's items with three more keys; see `Cohort.datalist`.
+
+        `treatment`, a number, `covariates`, (K,) floats, and `subject`, the number of its row, for
+        losses that must know an item again.
+        """
         table = self.cohort.subjects
         arms, covariates = self.values(table)
-        found = dict(
-            zip(
-                table["id"],
-                zip(arms.tolist(), covariates.astype(np.float32), strict=True),
-                strict=True,
-            )
-        )
-        return [
-            item | {"treatment": found[item["id"]][0], "covariates": found[item["id"]][1]}
-            for item in self.cohort.datalist(split)
-        ]
+        columns = {"treatment": arms.tolist(), "covariates": covariates.astype(np.float32)}
+        columns["subject"] = list(range(len(table)))
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        found = dict(zip(table["id"], rows, strict=True))
+        return [item | found[item["id"]] for item in self.cohort.datalist(split)]
 
     def graph(self) -> str:
         """The causal graph that is assumed, as text."""

@@ -250,7 +250,8 @@ def train_intact(
                 order = torch.randperm(len(data.outcome), generator=generator)
             index, order = order[:batch_size].to(device), order[batch_size:]
             batch = data.rows(index)
-            terms = objective(network(*batch), batch.outcome, treatment=batch.treatment)
+            known = {"treatment": batch.treatment, "subject": index}
+            terms = objective(network(*batch), batch.outcome, **known)
             if not torch.isfinite(terms["loss"]):
                 raise FloatingPointError("the loss is not finite; lower the learning rate")
             optimizer.zero_grad(set_to_none=True)
