@@ -1,8 +1,9 @@
 """What a run leaves behind for people: metrics, tables, plots and a page that shows them all."""
 
 from medvae.report.effects import EffectEvaluation
-from medvae.report.effects_checks import check_evaluation
+from medvae.report.effects_checks import check_evaluation, check_numbers, check_outcome
 from medvae.report.effects_measured import MeasuredEffects
+from medvae.report.effects_numbers import NumberEvaluation
 from medvae.report.effects_table import effects_table
 from medvae.report.evaluation import Evaluation, Predictions, predict
 from medvae.report.examples import Examples
@@ -53,6 +54,7 @@ __all__ = [
     "ManipulationEvaluation",
     "MapMontaged",
     "MeasuredEffects",
+    "NumberEvaluation",
     "Page",
     "Predictions",
     "Run",
@@ -65,6 +67,8 @@ __all__ = [
     "announce_overlap",
     "check_evaluation",
     "check_explanation",
+    "check_numbers",
+    "check_outcome",
     "compare_attributes",
     "effects_table",
     "leakage_table",
