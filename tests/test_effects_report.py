@@ -88,7 +88,7 @@ def evaluation_of(known, root, monkeypatch, region=(2,), masks=True, **options):
         effects, "quality_report", lambda *_: axes | {"minimality": {"change": value}}
     )
     balance = {"predictability": 0.0, "chance": 0.0}
-    monkeypatch.setattr(EffectEvaluation, "_balance", lambda *_: balance)
+    monkeypatch.setattr(effects, "balance_report", lambda *_: balance)
     monkeypatch.setattr(EffectEvaluation, "_plot", lambda *_: None)
     keys = ("treatment", "covariates")
     return EffectEvaluation(

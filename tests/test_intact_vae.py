@@ -117,12 +117,14 @@ def test_the_posterior_is_relative_to_the_prior_which_the_likelihood_teaches(cha
     assert all(p.grad.abs().sum() > 0 for p in network.prior_net.parameters() if p.ndim == 1)
 
 
-def test_the_public_code_leaves_the_prior_and_the_noise_untrained():
-    network = small(learned_prior=False)
+def test_the_public_code_leaves_prior_and_noise_as_they_are_and_nothing_without_a_gradient():
+    network = small(learned_prior=False)  # as configs/ablations/intact_public_code.yaml
     given = batch(network)
     PublicCodeLoss()(network(*given), given[0])["loss"].backward()
-    idle = {name for name, p in network.named_parameters() if p.grad is None}
-    assert {name.split(".")[0] for name in idle} == {"prior_net", "raw_noise"}
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    assert not any(name.startswith("prior_net") for name in trained)
+    assert [name for name, p in trained.items() if p.grad is None] == []
+    assert [name for name, p in trained.items() if not p.grad.any()] == ["raw_noise"]
 
 
 def test_the_public_loss_is_that_of_its_formula():
@@ -225,6 +227,43 @@ def test_the_balance_teaches_the_posterior_and_leaves_the_prior_alone():
     assert all(p.grad.abs().max() > 0 for p in network.posterior_net.parameters())
     assert all(p.grad is None or p.grad.abs().max() < 1e-6 for p in network.prior_net.parameters())
     assert int(loss.balance.filled) == 32  # remembered for the next batch
+
+
+def balance_of_repeats(known, seed, n=60, batches=20):
+    """R of codes that tell nothing of the treatment, of few subjects in a memory of many rows."""
+    generator = torch.Generator().manual_seed(seed)
+    codes, treatment = torch.randn(n, 3, generator=generator), torch.arange(n) % 2
+    zero, image, found = torch.zeros(32, 3), torch.zeros(32, 1, 4, 4), []
+    loss = IntactVAELoss(balance_weight=1.0, latent_dim=3, treatments=2)
+    loss.balance.register_forward_hook(lambda *call: found.append(float(call[2]["dependence"])))
+    for _ in range(batches):
+        rows = torch.randperm(n, generator=generator)[:32]
+        output = IntactVAEOutput(image, codes[rows], zero, codes[rows], zero, zero, zero[0, :1])
+        subject = {"subject": rows} if known else {}
+        loss(output, image, treatment=treatment[rows], **subject)
+    return found[-1]
+
+
+def test_the_balance_of_subjects_that_the_memory_holds_several_times_is_not_of_their_repeats():
+    known, unknown = (
+        np.mean([balance_of_repeats(known, seed) for seed in range(8)]) for known in (True, False)
+    )
+    assert abs(known) < 0.02
+    assert unknown > 0.03
+
+
+def test_subjects_in_memory_are_known_again_in_training():
+    seen = []
+
+    class Spy(IntactVAELoss):
+        def forward(self, output, outcome, **targets):
+            seen.append((targets["subject"], outcome))
+            return super().forward(output, outcome, **targets)
+
+    data = tabular(24).data
+    train_intact(small(outcome_dim=1, in_channels=0, covariates=3), data, Spy(), 6, 8)
+    assert len({int(row) for rows, _ in seen for row in rows}) == 24
+    assert all(torch.equal(data.outcome[rows], outcome) for rows, outcome in seen)
 
 
 def test_codes_trained_for_balance_tell_the_treatment_less():

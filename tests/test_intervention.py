@@ -192,6 +192,10 @@ def test_roles_give_numbers_with_missing_cells_left_missing_and_travel_with_the_
     first = given.datalist("train")[0]
     assert first["covariates"].shape == (3,)
     assert isinstance(first["treatment"], int)
+    subjects = given.cohort.subjects
+    assert [item["id"] for item in given.datalist("test")] == [
+        subjects["id"][item["subject"]] for item in given.datalist("test")
+    ]
 
 
 @pytest.mark.parametrize(

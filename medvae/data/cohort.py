@@ -118,6 +118,7 @@ class Cohort:
         needs_mask: whether every subject must have a mask, see
             :func:`medvae.data.check_and_measure`.
         bin_count: grey levels of measured texture, see :func:`medvae.attributes.measure`.
+        needs_image: False: no image is read, and none need be there; attributes are columns then.
         check: read every file before training. What is measured is read, and so checked, anyway.
         progress: show a bar meanwhile.
         state: a trained model's state, or its file. Scaler, classes and splits are taken from it;
@@ -149,6 +150,7 @@ class Cohort:
         in_channels: int = 1,
         needs_mask: bool | None = None,
         bin_count: int | None = None,
+        needs_image: bool = True,
         check: bool = True,
         progress: bool = True,
         state: CohortState | str | Path | None = None,
@@ -160,11 +162,10 @@ class Cohort:
         self.patient = patient
         self._trained = state if isinstance(state, CohortState | None) else CohortState.load(state)
 
-        table = load_subjects(subjects)
+        table = load_subjects(subjects, needs_image)
         self._check_names(log)
-        measured = _to_measure(
-            table, self.attribute_names, feature_names(spatial_dims, mask_labels)
-        )
+        known = feature_names(spatial_dims, mask_labels) if needs_image else ()
+        measured = _to_measure(table, self.attribute_names, known)
         columns = [name for name in self.attribute_names if name not in measured]
         table = table.assign(**{name: numeric_column(table, name) for name in columns})
         table = self._split(table, fractions, split_column, seed)
@@ -177,7 +178,7 @@ class Cohort:
             )
         # Everything that needs no file is refused before the first is read.
         self._fitted(table, columns, [name for name in log if name not in measured])
-        if check or measured:
+        if (check and needs_image) or measured:
             table = check_and_measure(
                 table,
                 measured,

@@ -19,7 +19,7 @@ MAX_ID_BYTES = 120  # leaves room for the attribute in the names of files, which
 MISSING = ["", "NA", "N/A", "NaN", "nan"]  # not "None" or "null": these may be classes
 
 
-def load_subjects(csv: str | Path | pd.DataFrame) -> pd.DataFrame:
+def load_subjects(csv: str | Path | pd.DataFrame, needs_image: bool = True) -> pd.DataFrame:
     """Read and check a cohort's table.
 
     Args:
@@ -27,6 +27,7 @@ def load_subjects(csv: str | Path | pd.DataFrame) -> pd.DataFrame:
             further ones; commas, or tabs in a ``.tsv``. ``image`` is a NIfTI file, a folder with
             one DICOM series, a PNG or a JPEG; paths are relative to the CSV. Or a table, whose
             relative paths are then relative to the working directory.
+        needs_image: False: no image is read, and the columns ``image`` and ``mask`` are left out.
 
     Returns:
         The table with ids as text and absolute paths; empty cells are NaN.
@@ -39,7 +40,9 @@ def load_subjects(csv: str | Path | pd.DataFrame) -> pd.DataFrame:
         name, table, root = "the table", csv.copy(), Path()
     else:
         name, table, root = f"'{csv}'", read_table(csv), Path(csv).parent
-    for column in ("id", "image"):
+    if not needs_image:
+        table = table.drop(columns=[column for column in FILE_COLUMNS if column in table])
+    for column in ("id", "image") if needs_image else ("id",):
         if column not in table:
             raise CohortError(
                 f"Column '{column}' is not in {name}; "
@@ -190,9 +193,9 @@ def datalist(
         classes: the classes in the order of their numbers; all of the table's, sorted, by default.
 
     Returns:
-        Dictionaries with the keys ``id``, ``image``, ``mask`` (if every listed subject has one: a
-        batch needs the same keys), each attribute, ``label`` (the class's number, -1 where it is
-        missing) and ``split`` (where the table has that column).
+        Dictionaries with the keys ``id``, ``image`` (where images are read), ``mask`` (if every
+        listed subject has one: a batch needs the same keys), each attribute, ``label`` (the class's
+        number, -1 where it is missing) and ``split`` (where the table has that column).
 
     Raises:
         CohortError: a column that is not there, or a cell that is no number or no known class.
@@ -204,7 +207,7 @@ def datalist(
             f"{suggestion(unknown[0], subjects.columns)}"
         )
     columns: dict[str, list[Any]] = {
-        name: [str(cell) for cell in subjects[name]] for name in ("id", "image")
+        name: [str(cell) for cell in subjects[name]] for name in ("id", "image") if name in subjects
     }
     for name in attributes:
         columns[name] = numeric_column(subjects, name).tolist()

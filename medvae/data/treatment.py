@@ -16,7 +16,9 @@ from scipy.special import expit
 from medvae.data.cohort import Cohort
 from medvae.data.errors import CohortError, listing, suggestion
 from medvae.data.factor import Factor, defined
+from medvae.data.outcome import check_observed, fitted_outcome, observed
 from medvae.data.output import write_text
+from medvae.data.scaler import AttributeScaler
 from medvae.data.split import patient_of
 from medvae.data.subjects import load_subjects
 
@@ -29,13 +31,13 @@ WILD = 10.0  # interquartile ranges from the median: 13 sd of a normal distribut
 
 
 class Roles:
-    """Which column is the treatment and which are covariates; fitted on the training rows.
+    """Which columns are treatment, covariates and outcome; fitted on the training rows.
 
     Covariates must be causes of the treatment or of the outcome, and nothing that the treatment
     changes: adjusting for such a descendant takes part of the effect away.
 
     Args:
-        cohort: checked and split; its images are the outcome.
+        cohort: checked and split; its images are the outcome, or covariates of one of numbers.
         treatment: a column of classes, the arms.
         covariates: for every column by its name a dictionary of `medvae.data.Factor`'s attributes,
             such as `{kind: continuous}`; an empty one is a categorical column.
@@ -44,18 +46,24 @@ class Roles:
         min_arm: the least number of training rows of every arm. Of val and test it must have 2
             patients each, where there are such rows.
         state: the roles of a trained model, or their file; nothing is fitted then.
-        untreated: whether rows may lack the treatment, as those that no image is read of.
+        untreated: whether rows may lack treatment and outcome, as those that are not encoded.
+        outcome: numeric columns, standardised by mean and sd of the training rows; None: the
+            image. Rows of the test split may lack them.
 
     Attributes:
         cohort: the cohort.
         treatment: the treatment's column.
         arms: its classes in the order of their numbers.
+        outcome: the numbers that are the outcome, with their units; None: it is the image.
 
     Raises:
         CohortError: one arm only, or one too small, a row without treatment, a covariate that is
-            the treatment, a declared descendant, unknown or never given, or a descendant that is
-            no column.
+            the treatment, a declared descendant, unknown or never given, a descendant that is
+            no column, or an outcome that is unknown, of another role, no number, constant in the
+            training rows or missing in one of training or validation.
     """
+
+    outcome: AttributeScaler | None
 
     def __init__(
         self,
@@ -67,11 +75,13 @@ class Roles:
         min_arm: int = 20,
         state: str | Path | None = None,
         untreated: bool = False,
+        outcome: str | Sequence[str] | None = None,
     ) -> None:
         self.cohort, self.untreated = cohort, untreated
         if state is not None:
             self._load(Path(state))
             self.values(cohort.subjects)  # an arm or a class that was not trained is refused now
+            self.numbers()
             return
         if treatment is None:
             raise CohortError("treatment is empty; expected a column of the table.")
@@ -82,6 +92,10 @@ class Roles:
         self._check(chosen)
         self._covariates = tuple(_fitted(factor, train) for factor in chosen)
         self._check_arms(min_arm)
+        self.outcome = None
+        if outcome is not None:
+            names = [outcome] if isinstance(outcome, str) else list(outcome)
+            self.outcome = fitted_outcome(cohort.subjects, names, self._roles())
 
     @property
     def treatment(self) -> str:
@@ -103,6 +117,11 @@ class Roles:
         """Classes of each covariate as `CovariateEncoder` counts them: negative if ordinal."""
         sign = {"continuous": 0, "ordinal": -1, "categorical": 1}
         return tuple(sign[factor.kind] * factor.outputs for factor in self._covariates)
+
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        """Columns of the outcome, in order; none where it is the image."""
+        return () if self.outcome is None else self.outcome.names
 
     def arm(self, name: int | str) -> int:
         """The number of an arm by its class.
@@ -138,36 +157,60 @@ class Roles:
         covariates = np.stack(columns, 1) if columns else np.zeros((len(subjects), 0))
         return np.nan_to_num(arms, nan=-1).astype(np.int64), covariates
 
+    def numbers(self) -> Array:
+        """Outcomes (N, Q) of the cohort's rows in their own units, NaN where missing.
+
+        Raises:
+            CohortError: no such column, unless rows may lack it, or a cell that is no number.
+        """
+        table = self.cohort.subjects
+        if self.untreated:
+            table = table.assign(**{n: np.nan for n in self.outcomes if n not in table})
+        values: Array = observed(table, self.outcomes).to_numpy()
+        return values
+
+    def check_encoded(self) -> None:
+        """Refuse rows without their outcome, where each is to be encoded.
+
+        Raises:
+            CohortError: how many there are, and which.
+        """
+        check_observed(self.cohort.subjects, self.outcomes)
+
     def datalist(self, split: str | None = None) -> list[dict[str, Any]]:
-        """The cohort's items with the keys `treatment`, a number, and `covariates`, (K,) floats."""
+        """The cohort's items with more keys; see `Cohort.datalist`.
+
+        `treatment`, a number, `covariates`, (K,) floats, `subject`, the number of its row, for
+        losses that must know an item again, and, where the outcome is numbers, these standardised
+        as `outcome`, (Q,) floats.
+        """
         table = self.cohort.subjects
         arms, covariates = self.values(table)
-        found = dict(
-            zip(
-                table["id"],
-                zip(arms.tolist(), covariates.astype(np.float32), strict=True),
-                strict=True,
-            )
-        )
-        return [
-            item | {"treatment": found[item["id"]][0], "covariates": found[item["id"]][1]}
-            for item in self.cohort.datalist(split)
-        ]
+        columns = {"treatment": arms.tolist(), "covariates": covariates.astype(np.float32)}
+        columns["subject"] = list(range(len(table)))
+        if self.outcome is not None:
+            columns["outcome"] = self.outcome.transform(self.numbers()).astype(np.float32)
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        found = dict(zip(table["id"], rows, strict=True))
+        return [item | found[item["id"]] for item in self.cohort.datalist(split)]
 
     def graph(self) -> str:
         """The causal graph that is assumed, as text."""
-        names = ", ".join(self.names) or "nothing"
+        seen = ["image"] if self.outcome is not None and "image" in self.cohort.subjects else []
+        names = ", ".join([*self.names, *seen]) or "nothing"
+        outcome = ", ".join(self.outcomes) or "image"
         lines = [
             "Assumed, and not testable by the data:",
             f"  {names} -> {self.treatment}",
-            f"  {names} -> image",
-            f"  {self.treatment} -> image   ({' / '.join(str(arm) for arm in self.arms)})",
+            f"  {names} -> {outcome}",
+            f"  {self.treatment} -> {outcome}   ({' / '.join(str(arm) for arm in self.arms)})",
         ]
         if self.descendants:
             lines.append(
                 f"  {self.treatment} -> {', '.join(self.descendants)}   (not adjusted for)"
             )
-        lines.append(f"  nothing else causes both {self.treatment} and the image")
+        whole = outcome if self.outcomes else "the image"
+        lines.append(f"  nothing else causes both {self.treatment} and {whole}")
         return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
@@ -176,6 +219,7 @@ class Roles:
             "treatment": asdict(self._treatment),
             "covariates": [asdict(factor) for factor in self._covariates],
             "descendants": list(self.descendants),
+            "outcome": None if self.outcome is None else self.outcome.state_dict(),
         }
         write_text(path, json.dumps(state, indent=1) + "\n")
 
@@ -185,11 +229,20 @@ class Roles:
             self._treatment = Factor.from_state(state["treatment"])
             self._covariates = tuple(Factor.from_state(entry) for entry in state["covariates"])
             self.descendants = tuple(state["descendants"])
+            outcome = state.get("outcome")  # none in models of images before there was a choice
+            self.outcome = None if outcome is None else AttributeScaler.from_state_dict(outcome)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CohortError(
                 f"The roles '{path}' cannot be read ({type(error).__name__}); expected the file "
                 "that training wrote beside its model."
             ) from error
+
+    def _roles(self) -> dict[str, str]:
+        """What every column with a role is, by its name."""
+        found = {name: "declared as a descendant of the treatment" for name in self.descendants}
+        for factor in self._covariates:
+            found |= {name: "a covariate" for name in (factor.name, factor.column) if name}
+        return found | {self.treatment: "the treatment"}
 
     def _check_arms(self, min_arm: int) -> None:
         """Refuse an arm that is too small to train on, or in a split to be judged there."""

@@ -6,6 +6,7 @@ from medvae.engines.beta import (
     beta_of_run,
     choose_beta,
     given_or_chosen,
+    known_columns,
     log_likelihood,
 )
 from medvae.engines.checkpoint import Checkpoint, check_run, finish_run
@@ -75,6 +76,7 @@ __all__ = [
     "fit_trained_model",
     "given_or_chosen",
     "image_features",
+    "known_columns",
     "log_likelihood",
     "read_history",
     "train_classifier",

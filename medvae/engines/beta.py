@@ -37,6 +37,7 @@ __all__ = [
     "beta_of_run",
     "choose_beta",
     "given_or_chosen",
+    "known_columns",
     "log_likelihood",
 ]
 
@@ -112,10 +113,11 @@ def choose_beta(
     """Train one network for each beta and choose by the rule.
 
     Of the betas whose codes tell the treatment no better than the covariates do (by at most 0.02
-    in AUC), the largest whose held-out likelihood, averaged over the arms, is as good as the
-    highest: it lies within log T nats of it, all that knowing one of T arms can be worth, or within
-    one standard error. Of betas whose likelihood cannot tell whether codes carry the treatment, the
-    one that keeps it out best is taken. Where none is balanced, the one whose codes tell least.
+    in AUC; an image among them counts as the prior's mean), the largest whose held-out likelihood,
+    averaged over the arms, is as good as the highest: it lies within log T nats of it, all that
+    knowing one of T arms can be worth, or within one standard error. Of betas whose likelihood
+    cannot tell whether codes carry the treatment, the one that keeps it out best is taken. Where
+    none is balanced, the one whose codes tell least.
 
     Args:
         make: makes an untrained network.
@@ -190,7 +192,10 @@ def given_or_chosen(
         return float(beta)
     if Path(path).is_file() and (Path(path).parent / CHECKPOINT).is_file():
         return float(json.loads(Path(path).read_text(encoding="utf-8"))["beta"])
-    subjects, held_out = (_in_memory(items, prepare_batch) for items in (train, val))
+    subjects, held_out = (
+        TreatmentData.gathered((list_data_collate([item]) for item in items), prepare_batch)
+        for items in (train, val)
+    )
     choice = choose_beta(lambda: copy.deepcopy(network).cpu(), subjects, held_out, **options)
     choice.save(path)
     if not choice.balanced:
@@ -208,14 +213,6 @@ def beta_of_run(path: str | Path, beta: float | None = None) -> float | None:
     if beta is not None or not Path(path).is_file():
         return beta
     return float(json.loads(Path(path).read_text(encoding="utf-8"))["beta"])
-
-
-def _in_memory(items: Iterable[Mapping[str, Any]], prepare: Callable[..., Any]) -> TreatmentData:
-    outcomes, targets = zip(*(prepare(list_data_collate([i]), "cpu") for i in items), strict=True)
-    treatment, covariates = (
-        torch.cat([each[key] for each in targets]) for key in ("treatment", "covariates")
-    )
-    return TreatmentData(torch.cat(outcomes), treatment, covariates)
 
 
 def apply_rule(
@@ -278,10 +275,29 @@ def _score(
             output = network.autoencode(*batch)
             means.append(output.mean.cpu())
             errors.append((output.reconstruction - batch.outcome).square().flatten(1).mean(1).cpu())
-        columns = network.covariate_encoder(val.covariates.to(device)).cpu().numpy()
+    columns = known_columns(network, val, device)
     gain = treatment_predictability(torch.cat(means).numpy(), columns, arms, patients, seed)
     error = float(torch.cat(errors).mean())
     return BetaScore(beta, float(np.mean(by_arm)), by_arm, gain, error)
+
+
+def known_columns(
+    network: IntactVAE, data: TreatmentData, device: str | torch.device = "cpu"
+) -> Array:
+    """Return what a network knows of subjects before outcome and treatment, (N, P).
+
+    The columns of the covariates and, where an image is one of them, the prior's mean: codes may
+    tell of the treatment what the image tells, as they may what the columns do.
+    """
+    with torch.no_grad(), evaluating(network):
+        parts = []
+        for batch in _batches(data, device):
+            known = [network.covariate_encoder(batch.covariates)]
+            if batch.image is not None:
+                known.append(network.prior(batch.covariates, batch.image)[0])
+            parts.append(torch.cat(known, 1).cpu())
+    columns: Array = torch.cat(parts).numpy()
+    return columns
 
 
 def log_likelihood(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from medvae.data import AttributeScaler
 from medvae.engines.handlers import EpochScore
 from medvae.engines.steps import PrepareAttributes, TrainingStep
 from medvae.engines.writer import Row, TableWriter
@@ -29,6 +30,7 @@ __all__ = [
     "train_intact",
 ]
 
+Prepare = Callable[..., tuple[Tensor, Mapping[str, Tensor]]]
 CODES = ("mean", "log_var", "prior_mean", "prior_log_var")
 
 
@@ -59,12 +61,28 @@ class TreatmentData(NamedTuple):
         outcome, treatment, covariates = (part.to(device) for part in self[:3] if part is not None)
         return TreatmentData(outcome, treatment, covariates, image)
 
+    @classmethod
+    def gathered(cls, batches: Iterable[Mapping[str, Any]], prepare: Prepare) -> TreatmentData:
+        """All batches in one, on the CPU.
+
+        Args:
+            batches: as a loader gives them.
+            prepare: such as a `PrepareTreatment`.
+        """
+        outcomes, targets = zip(*(prepare(batch, "cpu") for batch in batches), strict=True)
+        keys = [key for key in ("treatment", "covariates", "image") if key in targets[0]]
+        rest = {key: torch.cat([each[key] for each in targets]) for key in keys}
+        return cls(torch.cat(outcomes), **rest)
+
 
 class PrepareTreatment(PrepareAttributes):
     """Turn a batch into the outcome and a dictionary with `treatment` (B,), `covariates` (B, K).
 
+    Where the batch has the key `outcome`, this is the outcome, (B, Q), and the image, where there
+    is one, a covariate, (B, C, *S), which the dictionary has as `image`.
+
     Args:
-        image_key: key of the outcome.
+        image_key: key of the image.
     """
 
     def __init__(self, image_key: str = "image") -> None:
@@ -77,18 +95,25 @@ class PrepareTreatment(PrepareAttributes):
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the outcome (B, C, *S) and the dictionary."""
-        image, targets = super().__call__(batchdata, device, non_blocking, **kwargs)
+        """Return the outcome (B, C, *S) or (B, Q) and the dictionary."""
+        numbers = batchdata.get("outcome")
+        seen = self.image_key in batchdata
+        # the one tensor that every system's batch has: an outcome without image takes its place
+        given = batchdata if seen else {**batchdata, self.image_key: numbers}
+        outcome, targets = super().__call__(given, device, non_blocking, **kwargs)
         targets["treatment"] = torch.as_tensor(batchdata["treatment"]).long().to(device)
         targets["covariates"] = torch.as_tensor(batchdata["covariates"]).float().to(device)
-        return image, targets
+        if numbers is not None and seen:
+            targets["image"] = outcome
+            outcome = torch.as_tensor(numbers).float().to(device)
+        return outcome, targets
 
 
 class IntactStep(TrainingStep):
     """One iteration of training an `IntactVAE`; arguments as in `TrainingStep`."""
 
     def _outputs(self, engine: Any, image: Tensor, targets: Mapping[str, Tensor]) -> Any:
-        return engine.inferer(image, engine.network, targets["treatment"], targets["covariates"])
+        return engine.inferer(image, engine.network, *_known(targets))
 
 
 class IntactEvaluationStep:
@@ -99,7 +124,8 @@ class IntactEvaluationStep:
 
     Args:
         inferer: what is added for each batch, such as by a `medvae.explain.CounterfactualInferer`.
-            One whose `alone` is true reads neither image nor own arm: what is of these is left out.
+            One whose `alone` is true reads neither outcome nor own arm: what is of these is left
+            out.
     """
 
     def __init__(self, inferer: Callable[..., dict[str, Tensor]] | None = None) -> None:
@@ -107,30 +133,35 @@ class IntactEvaluationStep:
 
     def __call__(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
         """Return the outputs of a batch as a dictionary of tensors."""
-        image, targets = engine.prepare_batch(
+        outcome, targets = engine.prepare_batch(
             batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs
         )
         network = getattr(engine.network, "module", engine.network)  # under DDP
         network.eval()
-        given = targets["treatment"], targets["covariates"]
+        given = _known(targets)
         alone = getattr(self.inferer, "alone", False)
-        output = {} if alone else self._factual(network, image, *given)
+        output = {} if alone else self._factual(network, outcome, *given)
         if self.inferer is not None:
-            output |= self.inferer(image, network, *given)
+            output |= self.inferer(outcome, network, *given)
         engine.state.output = {**output, **targets}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
 
     @staticmethod
-    def _factual(network: Any, image: Tensor, *given: Tensor) -> dict[str, Tensor]:
+    def _factual(network: Any, outcome: Tensor, *given: Tensor | None) -> dict[str, Tensor]:
         with torch.no_grad():
-            found = network.autoencode(image, *given)
+            found = network.autoencode(outcome, *given)
         output = {name: getattr(found, name) for name in CODES}
         output["pred"] = found.reconstruction
-        output["nll"] = gaussian_nll(image, found.reconstruction, found.noise_log_var)
+        output["nll"] = gaussian_nll(outcome, found.reconstruction, found.noise_log_var)
         output["kl"] = kl_normal(*(output[name].float() for name in CODES))
         return output
+
+
+def _known(targets: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return treatment, covariates and, where it is one of them, the image."""
+    return targets["treatment"], targets["covariates"], targets.get("image")
 
 
 class ObjectiveScore(EpochScore):
@@ -156,6 +187,10 @@ class CounterfactualWriter(TableWriter):
     `strength`, `extrapolated`, `outside_overlap`, `mean_difference` (of the network's image) and
     the `grid` that images are written on: the subject's, or the network's where it has no image.
 
+    Of an outcome of numbers, in place of the last two, for each by its NAME, in its own unit:
+    `NAME_own`, predicted in the own arm (`NAME_control`, in the first, of subjects that are not
+    encoded), `NAME_target`, `NAME_difference` and `NAME_sd`, the `uncertainty` of the inferer.
+
     Args:
         path: the CSV.
         arms: names of the arms in the order of their numbers.
@@ -163,6 +198,8 @@ class CounterfactualWriter(TableWriter):
         strength: how far towards it.
         overwrite: replace an existing file.
         imageless: ids of the subjects that have no image.
+        outcome: the numbers that are the outcome; None: it is the image.
+        alone: whether subjects are not encoded.
     """
 
     def __init__(
@@ -173,16 +210,19 @@ class CounterfactualWriter(TableWriter):
         strength: float = 1.0,
         overwrite: bool = False,
         imageless: Collection[str] = (),
+        outcome: AttributeScaler | None = None,
+        alone: bool = False,
     ) -> None:
         super().__init__(path, overwrite)
         self.arms, self.target, self.strength = tuple(arms), target, strength
         self.imageless = frozenset(imageless)
+        self.outcome, self.alone = outcome, alone
 
     def rows(self, engine: Engine) -> list[Row]:
         """Return a row for each subject."""
-        output = engine.state.output
-        means = output["difference"].flatten(1).mean(1).tolist()
+        output, ids = engine.state.output, engine.state.batch["id"]
         own, outside = output["treatment"].tolist(), output["outside"].tolist()
+        found = self._images(ids, output) if self.outcome is None else self._numbers(output)
         return [
             {
                 "id": subject,
@@ -191,12 +231,38 @@ class CounterfactualWriter(TableWriter):
                 "strength": self.strength,
                 "extrapolated": not 0 <= self.strength <= 1,
                 "outside_overlap": out,
-                "mean_difference": mean,
-                "grid": "network" if subject in self.imageless else "subject",
+                **row,
             }
-            for subject, arm, out, mean in zip(
-                engine.state.batch["id"], own, outside, means, strict=True
-            )
+            for subject, arm, out, row in zip(ids, own, outside, found, strict=True)
+        ]
+
+    def _images(self, ids: Sequence[str], output: Mapping[str, Tensor]) -> list[Row]:
+        means = output["difference"].flatten(1).mean(1).tolist()
+        return [
+            {"mean_difference": m, "grid": "network" if name in self.imageless else "subject"}
+            for name, m in zip(ids, means, strict=True)
+        ]
+
+    def _numbers(self, output: Mapping[str, Tensor]) -> list[Row]:
+        """Predictions in the outcome's own units; differences and sds have no mean to add."""
+        assert self.outcome is not None
+        asked, change, spread = (
+            output[key].double().cpu().numpy()
+            for key in ("counterfactual", "difference", "uncertainty")
+        )
+        columns = {
+            "control" if self.alone else "own": self.outcome.inverse(asked - change),
+            "target": self.outcome.inverse(asked),
+            "difference": change * self.outcome.sd,
+            "sd": spread * self.outcome.sd,
+        }
+        return [
+            {
+                f"{name}_{kind}": float(values[row, k])
+                for k, name in enumerate(self.outcome.names)
+                for kind, values in columns.items()
+            }
+            for row in range(len(asked))
         ]
 
 
@@ -250,7 +316,8 @@ def train_intact(
                 order = torch.randperm(len(data.outcome), generator=generator)
             index, order = order[:batch_size].to(device), order[batch_size:]
             batch = data.rows(index)
-            terms = objective(network(*batch), batch.outcome, treatment=batch.treatment)
+            known = {"treatment": batch.treatment, "subject": index}
+            terms = objective(network(*batch), batch.outcome, **known)
             if not torch.isfinite(terms["loss"]):
                 raise FloatingPointError("the loss is not finite; lower the learning rate")
             optimizer.zero_grad(set_to_none=True)

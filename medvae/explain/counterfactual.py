@@ -275,9 +275,17 @@ class CounterfactualInferer(Inferer):
         self.keep_noise = keep_noise
 
     def __call__(
-        self, image: Tensor, network: IntactVAE, treatment: Tensor, covariates: Tensor
+        self,
+        image: Tensor,
+        network: IntactVAE,
+        treatment: Tensor,
+        covariates: Tensor,
+        context: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return `counterfactual`, `difference`, `uncertainty` (B, C, *S) and `outside` (B,)."""
+        """Return `counterfactual`, `difference`, `uncertainty`, and `outside` (B,).
+
+        The first three have the outcome's shape; arguments as in `counterfactual`.
+        """
         networks = [network, *self.members]
         options: dict[str, Any] = {
             "target": self.target,
@@ -287,6 +295,7 @@ class CounterfactualInferer(Inferer):
             "probabilities": None if self.probabilities is None else self.probabilities(covariates),
             "limit": self.limit,
             "seed": self.seed,
+            "context": context,
         }
         if self.alone:
             found = from_covariates(networks, covariates, **options)

@@ -84,7 +84,9 @@ class IntactVAELoss(nn.Module):
         Args:
             output: what the network returned.
             outcome: shape (B, C, *S) or (B, C).
-            targets: the rest of the batch; `treatment`, (B,), is read for the balance.
+            targets: the rest of the batch; for the balance `treatment`, (B,), is read and, where
+                there is one, `subject`, (B,), whose each row is, as the memory may hold a subject
+                several times (see `SubspaceDependenceLoss`).
         """
         nll = gaussian_nll(outcome, output.reconstruction, output.noise_log_var).mean()
         mean, log_var, prior_mean, prior_log_var = (
@@ -97,7 +99,7 @@ class IntactVAELoss(nn.Module):
             arms = F.one_hot(targets["treatment"], self.balance.sizes[1])
             # detached: a wide prior would hide what codes tell
             added = (mean - prior_mean) * torch.exp(-0.5 * prior_log_var.detach())
-            found = self.balance([added, arms])["loss"]
+            found = self.balance([added, arms], subject=targets.get("subject"))["loss"]
             terms["balance"] = self.balance_weight * found
         noise = torch.exp(0.5 * output.noise_log_var.detach()).mean()
         return {"loss": torch.stack(list(terms.values())).sum(), **terms, "noise_sd": noise}
@@ -107,8 +109,8 @@ class PublicCodeLoss(nn.Module):
     """What the public convolutional code minimises, kept to be measured beside `IntactVAELoss`.
 
     The mean squared error plus `kl_scale` times the mean over latent axes of the divergence from a
-    standard normal prior. The learned prior and the noise get no gradient, and most of a treatment
-    effect is lost (see docs/intact_vae.md).
+    standard normal prior. The learned prior gets no gradient, that of the noise is 0, and most of a
+    treatment effect is lost (see docs/intact_vae.md).
 
     Args:
         kl_scale: weight of the divergence.
@@ -125,4 +127,6 @@ class PublicCodeLoss(nn.Module):
         mse = (output.reconstruction.float() - outcome.float()).square().mean()
         divergence = kl_normal(output.mean.float(), output.log_var.float())
         kl = self.kl_scale * (divergence / output.mean.shape[1]).mean()
-        return {"loss": mse + kl, "mse": mse, "kl": kl}
+        # not in the formula: DistributedDataParallel waits for a gradient of every parameter
+        idle = 0 * output.noise_log_var.sum()
+        return {"loss": mse + kl + idle, "mse": mse, "kl": kl}

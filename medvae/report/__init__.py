@@ -1,8 +1,9 @@
 """What a run leaves behind for people: metrics, tables, plots and a page that shows them all."""
 
 from medvae.report.effects import EffectEvaluation
-from medvae.report.effects_checks import check_evaluation
+from medvae.report.effects_checks import check_evaluation, check_numbers, check_outcome
 from medvae.report.effects_measured import MeasuredEffects
+from medvae.report.effects_numbers import NumberEvaluation
 from medvae.report.effects_table import effects_table
 from medvae.report.evaluation import Evaluation, Predictions, predict
 from medvae.report.examples import Examples
@@ -55,6 +56,7 @@ __all__ = [
     "MapMontaged",
     "MeasuredEdits",
     "MeasuredEffects",
+    "NumberEvaluation",
     "Page",
     "Predictions",
     "Run",
@@ -67,6 +69,8 @@ __all__ = [
     "announce_overlap",
     "check_evaluation",
     "check_explanation",
+    "check_numbers",
+    "check_outcome",
     "compare_attributes",
     "effects_table",
     "leakage_table",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from medvae.data import CohortError, Roles, check_overwrite, write_text
 from medvae.data.output import file_stem
-from medvae.engines import TreatmentData, log_likelihood, read_history
+from medvae.engines import TreatmentData, read_history
 from medvae.metrics import (
     ate,
     effect_report,
@@ -27,10 +27,9 @@ from medvae.metrics import (
     propensity,
     psnr,
     region_means,
-    treatment_predictability,
 )
-from medvae.metrics.intervals import json_number
 from medvae.networks import IntactVAE, load_weights
+from medvae.report.balance import balance_report
 from medvae.report.effects_checks import check_evaluation, check_regions
 from medvae.report.effects_measured import MeasuredEffects
 from medvae.report.effects_simple import estimated_images, simple_effects
@@ -197,7 +196,15 @@ class EffectEvaluation:
             "unit": "intensity of the network's images",
             "region": self._where(),
             "overlap": overlap_report(columns, arms, names, patients),
-            "balance": self._balance(held_out, columns[rows], patients[rows]),
+            "balance": balance_report(
+                self.network,
+                held_out,
+                columns[rows],
+                patients[rows],
+                self.roles.arms,
+                self.seed,
+                self.device,
+            ),
             "effects": {},
         }
         values = region_means(subjects.outcome.numpy(), regions).mean(1)
@@ -266,27 +273,6 @@ class EffectEvaluation:
         )
         found["arms"] = {str(self.roles.arms[arm]): v for arm, v in found["arms"].items()}
         return found
-
-    def _balance(self, data: TreatmentData, columns: Array, patients: Any) -> dict[str, Any]:
-        """Whether codes tell the treatment beyond covariates, and the likelihood of each arm."""
-        with torch.no_grad():
-            self.network.eval()
-            parts = [
-                self.network.encode(*data.rows(i).to(self.device)[:3])[0].cpu()
-                for i in torch.arange(len(data.outcome)).split(64)
-            ]
-        likelihood = log_likelihood(self.network, data, 16, self.seed, self.device).cpu().numpy()
-        arms = data.treatment.numpy()
-        gain = treatment_predictability(torch.cat(parts).numpy(), columns, arms, patients)
-        return {
-            "predictability": gain,
-            "chance": 0.0,
-            "log_likelihood": {
-                str(name): json_number(likelihood[arms == arm].mean())
-                for arm, name in enumerate(self.roles.arms)
-                if (arms == arm).any()
-            },
-        }
 
     def _exact(self, held_out: TreatmentData, regions: Array, truth: Tensor) -> Array:
         """Return the known effect of arm 1 on the region's mean of every channel, (N, C)."""

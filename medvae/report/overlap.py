@@ -81,7 +81,8 @@ def announce_overlap(roles: Roles, path: str | Path) -> dict[str, Any]:
         raise CohortError(
             f"The covariates {list(roles.names)} predict the treatment '{roles.treatment}' for all "
             f"subjects or nearly all (AUC {report['auc']:.3f}, no overlap at all); expected "
-            "subjects alike in both arms, by leaving out a covariate that is no cause of the image."
+            "subjects alike in both arms, by leaving out a covariate that is no cause of "
+            f"{' and '.join(roles.outcomes) or 'the image'}."
         )
     train = (roles.cohort.subjects["split"] == "train").to_numpy()
     fitted = Propensity.fitted(columns[train], arms[train])

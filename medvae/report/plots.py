@@ -20,6 +20,8 @@ from medvae.report.colours import CATEGORIES, GREY, SIGNED, SPLITS
 __all__ = [
     "plot_codes",
     "plot_curves",
+    "plot_estimates",
+    "plot_predictions",
     "plot_ranked",
     "plot_reconstructions",
     "plot_series",
@@ -201,4 +203,66 @@ def plot_series(
             plane, aspect = central_plane(image[None]), float(steps[1] / steps[0])
             panel.imshow(plane, cmap=GREY, vmin=0, vmax=1, aspect=aspect)
             panel.set_title(title, fontsize=8)
+    return save_figure(figure, path)
+
+
+def plot_estimates(
+    panels: Mapping[str, Mapping[str, Sequence[float | None]]], path: str | Path
+) -> Path:
+    """Plot estimates of effects below each other, with intervals where there are any, and save it.
+
+    Args:
+        panels: for every title value, low and high of each method by its name; None: not known.
+        path: the PNG to write.
+    """
+    longest = max(map(len, panels.values()))
+    figure, axes = panel_grid(len(panels), 2, 4.6, 0.9 + 0.26 * longest)
+    for axis, (title, rows) in zip(axes, panels.items(), strict=True):
+        axis.axvline(0, color="0.6", lw=1)
+        for y, (value, low, high) in enumerate(rows.values()):
+            if value is not None:
+                axis.plot(value, y, "o", color=CATEGORIES[0], ms=5)
+            if low is not None and high is not None:
+                axis.plot([low, high], [y, y], color=CATEGORIES[0], lw=1.5)
+        axis.set_yticks(range(len(rows)), list(rows), fontsize=8)
+        axis.invert_yaxis()
+        axis.set_title(title, fontsize=9)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+    return save_figure(figure, path)
+
+
+def plot_predictions(
+    observed: np.ndarray,
+    predicted: np.ndarray,
+    names: Sequence[str],
+    groups: Sequence[str],
+    path: str | Path,
+) -> Path:
+    """Plot predicted against observed numbers, one panel each, coloured by group, and save it.
+
+    Args:
+        observed: in their own units, shape (N, Q), NaN where missing.
+        predicted: same shape.
+        names: of the Q numbers.
+        groups: of the N subjects.
+        path: the PNG to write.
+    """
+    figure, axes = panel_grid(len(names), 3, 3.3, 3.1)
+    group_of = np.asarray(groups)
+    for k, (axis, name) in enumerate(zip(axes, names, strict=True)):
+        for n, group in enumerate(dict.fromkeys(sorted(groups))):
+            rows = group_of == group
+            colour = CATEGORIES[n % len(CATEGORIES)]
+            axis.scatter(
+                observed[rows, k], predicted[rows, k], s=9, color=colour, label=group, linewidths=0
+            )
+        middle = float(np.nanmean(observed[:, k]))
+        axis.axline((middle, middle), slope=1, color="0.6", lw=1)
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel("observed", fontsize=8)
+        axis.set_ylabel("predicted", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=7, frameon=False)
     return save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""What a treatment does to images, as a section of the page: effects, overlap, quality, truth."""
+"""What a treatment does, as a section of the page: effects, overlap, quality, truth."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from typing import Any
 
 from medvae.engines.beta import PREDICTABILITY
 from medvae.report.effects_table import (
+    FACTUAL,
     FIXED_NETWORK,
+    NUMBER_TRUTH_COLUMNS,
     TRUTH_COLUMNS,
+    WITHOUT_IMAGE,
+    factual_rows,
     left_out,
     measured_rows,
+    number_truth_rows,
     simple_name,
     truth_rows,
 )
@@ -18,6 +23,7 @@ from medvae.report.page import figures
 from medvae.report.page.blocks import Block, Facts, Finding, Picture, Section, Table
 from medvae.report.page.figures import Interval
 from medvae.report.page.run import Run, label_of
+from medvae.report.page.words import in_words
 from medvae.report.tables import number
 
 __all__ = ["effect_findings", "effects_section"]
@@ -40,11 +46,15 @@ MEANINGS = {
 def effects_section(run: Run) -> Section | None:
     """Effects beside simple estimators, who can be compared, the five axes, the truth if known."""
     metrics = run.metrics or {}
+    if "outcomes" in metrics:
+        return _of_numbers(run, metrics)
     if "effects" not in metrics:
         return None
     blocks: list[Block] = []
+    control = metrics["treatment"]["arms"][0]
     for arm, effect in metrics["effects"].items():
-        blocks += _effect(str(arm), effect, metrics)
+        title, salt = f"{arm} instead of {control}", f"effect-{arm}"
+        blocks += _effect(effect, effect["region"], title, "effect on the region's mean", salt)
     png = run.picture("counterfactuals.png")
     if png:
         alt = "Test subjects, decoded under their own arm and under the other, and the difference"
@@ -65,12 +75,46 @@ def effects_section(run: Run) -> Section | None:
     )
 
 
-def _effect(arm: str, effect: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[Block]:
+def _of_numbers(run: Run, metrics: Mapping[str, Any]) -> Section:
+    """The same of an outcome of columns: no image is decoded, and none is judged."""
+    blocks: list[Block] = []
     control = metrics["treatment"]["arms"][0]
+    for k, (name, outcome) in enumerate(metrics["outcomes"].items()):
+        label = label_of(name)
+        for arm, effect in outcome["effects"].items():
+            title, salt = f"{label}: {arm} instead of {control}", f"effect-{k}-{arm}"
+            blocks += _effect(effect, effect["network"], title, f"effect on {label}", salt)
+            if "truth" in effect:
+                caption = f"True effect {number(effect['truth']['true_ate'], 4)}. Error: of the "
+                caption += "mean effect. PEHE: root mean squared error of each subject's effect."
+                rows = number_truth_rows(effect["truth"])
+                blocks.append(Table(NUMBER_TRUTH_COLUMNS, rows, "Against the known truth", caption))
+        header = ["prediction of test subjects", *FACTUAL]
+        blocks.append(Table(header, factual_rows(outcome), f"{label} of new subjects"))
+    run.pictures.add("effects.png")  # drawn again above
+    png = run.picture("predictions.png")
+    if png:
+        alt = "Predicted against observed outcomes of test subjects, in the arm that they were in"
+        blocks.append(Picture(png, alt, "Predicted against observed"))
+    blocks.append(_comparability(metrics))
+    covariates = ", ".join(map(label_of, metrics["covariates"]))
+    lead = (
+        f"Of {metrics['treatment']['column']}, in each outcome's own unit, adjusted for "
+        f"{covariates}. They are effects only if these covariates are all that decides both the "
+        "treatment and the outcome."
+    )
+    if "image" in metrics["covariates"]:
+        lead += f" {WITHOUT_IMAGE}"
+    return Section("effects", "Effects", blocks, lead)
+
+
+def _effect(
+    effect: Mapping[str, Any], network: Mapping[str, Any], title: str, axis: str, salt: str
+) -> list[Block]:
     rows = [
         Interval(label, part["ate"], part.get("low"), part.get("high"), 0.0)
         for key, label in PARTS.items()
-        if (part := effect["region"][key]).get("ate") is not None
+        if (part := network[key]).get("ate") is not None
     ]
     rows += [
         Interval(simple_name(name, entry), entry["effect"], chance=0.0)
@@ -83,11 +127,10 @@ def _effect(arm: str, effect: Mapping[str, Any], metrics: Mapping[str, Any]) -> 
         for level, part in levels.items()
         if part.get("ate") is not None
     ]
-    true = metrics.get("truth", {}).get("true_ate")
+    true = network["all"].get("true_ate")
     if true is not None:
         rows.append(Interval("truth", true, chance=0.0))
-    title = f"{arm} instead of {control}"
-    drawing = figures.forest(rows, "effect on the region's mean", f"effect-{arm}")
+    drawing = figures.forest(rows, axis, salt)
     alt = f"Effects of {title} by method, with 95 % intervals where there are any"
     names = [row.name for row in rows]
     cells = [[number(v, 4) for v in (row.value, row.low, row.high)] for row in rows]
@@ -104,7 +147,7 @@ def _effect(arm: str, effect: Mapping[str, Any], metrics: Mapping[str, Any]) -> 
             hidden,
             "What a hidden confounder could do",
             "Marginal sensitivity model. E-value of the network's effect: "
-            f"{number(effect['region'].get('e_value'))}.",
+            f"{number(network.get('e_value'))}.",
         ),
     ]
 
@@ -167,23 +210,44 @@ def _truth(truth: Mapping[str, Any]) -> Table:
 
 def effect_findings(metrics: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield what the effects say in words, and what speaks against believing them."""
+    if "outcomes" in metrics:
+        yield from _number_findings(metrics)
+        yield from _doubts(metrics)
     if "effects" not in metrics:
         return
     control = metrics["treatment"]["arms"][0]
     for arm, effect in metrics["effects"].items():
-        entry = effect["region"]["all"]
-        low, high = entry.get("low"), entry.get("high")
-        interval = f"{number(entry.get('ate'), 4)} ({number(low, 4)} to {number(high, 4)})"
-        words = f"{arm} instead of {control} changes the region's mean by {interval}"
-        if low is None or high is None:
-            yield Finding("unknown", f"{words}; too few subjects for an interval.")
-        elif low > 0 or high < 0:
-            yield Finding("beyond", f"{words}; no effect is outside the interval.")
-        else:
-            yield Finding("short", f"{words}; no effect is inside the interval.")
+        yield _change(f"{arm} instead of {control} changes the region's mean", effect["region"])
     for words in left_out(metrics):
         yield Finding("unknown", words)
     yield from _doubts(metrics)
+
+
+def _number_findings(metrics: Mapping[str, Any]) -> Iterator[Finding]:
+    control = metrics["treatment"]["arms"][0]
+    for name, outcome in metrics["outcomes"].items():
+        for arm, effect in outcome["effects"].items():
+            words = f"{arm} instead of {control} changes {label_of(name)}"
+            yield _change(words, effect["network"])
+        told = outcome["factual"]["r2"]
+        beyond = told["low"] is not None and told["low"] > 0
+        yield Finding(
+            "beyond" if beyond else "short",
+            f"What is known before treatment tells {label_of(name)} of new subjects with R² "
+            f"{in_words({**told, 'chance': None})}; 0 is their mean.",
+        )
+
+
+def _change(words: str, network: Mapping[str, Any]) -> Finding:
+    """Say the network's mean effect, and whether its interval leaves out none."""
+    entry = network["all"]
+    low, high = entry.get("low"), entry.get("high")
+    words += f" by {number(entry.get('ate'), 4)} ({number(low, 4)} to {number(high, 4)})"
+    if low is None or high is None:
+        return Finding("unknown", f"{words}; too few subjects for an interval.")
+    if low > 0 or high < 0:
+        return Finding("beyond", f"{words}; no effect is outside the interval.")
+    return Finding("short", f"{words}; no effect is inside the interval.")
 
 
 def _doubts(metrics: Mapping[str, Any]) -> Iterator[Finding]:
@@ -202,7 +266,7 @@ def _doubts(metrics: Mapping[str, Any]) -> Iterator[Finding]:
             f"{PREDICTABILITY} is tolerated): what codes hold of the treatment is missing in the "
             "effect.",
         )
-    found = metrics["quality"].get("effectiveness")
+    found = metrics.get("quality", {}).get("effectiveness")
     if found is not None:
         halfway = (found["chance"] + found["real"]) / 2
         obeyed = found["counterfactual"] >= halfway and found["real"] > found["chance"]

@@ -96,6 +96,12 @@ def _effect_scores(metrics: Mapping[str, Any]) -> Iterator[Score]:
         yield Score(
             f"effect of {arm}", {"value": entry.get("ate"), "chance": 0.0, **entry}, True, 4
         )
+    for name, outcome in metrics.get("outcomes", {}).items():
+        yield Score(f"R² of {label_of(name)}, new subjects", outcome["factual"]["r2"])
+        for arm, effect in outcome["effects"].items():
+            entry = effect["network"]["all"]
+            known = {"value": entry.get("ate"), "chance": 0.0, **entry}
+            yield Score(f"effect of {arm} on {label_of(name)}", known, True, 4)
     quality = metrics.get("quality", {})
     if quality:
         yield Score("composition: error", quality["composition"]["one_pass"], False, 4)

@@ -73,8 +73,9 @@ def report_page(run: Run) -> Page:
     sections = [section for build in SECTIONS if (section := _built(build, run)) is not None]
     counts = (run.metrics or {}).get("subjects", {})
     started = str(run.record.get("started", ""))[:10]
-    images = f"{sum(counts.values())} images" if counts else ""
-    subtitle = " · ".join(filter(None, (images, started and f"started {started}")))
+    rows = "subjects" if "outcomes" in (run.metrics or {}) else "images"
+    counted = f"{sum(counts.values())} {rows}" if counts else ""
+    subtitle = " · ".join(filter(None, (counted, started and f"started {started}")))
     return Page(f"Run {run.name}", subtitle, [*sections, _missing(run, sections)])
 
 
@@ -124,7 +125,11 @@ def _run_facts(run: Run) -> Facts:
         ("Class", "" if run.other_system else _class_words(run.state)),
         ("Treatment", ": ".join(_treatment(metrics))),
         ("Factors", ", ".join(metrics.get("heads", ()))),
-        ("Images", ", ".join(f"{n} {s}" for s, n in counts.items())),
+        ("Outcome", ", ".join(map(label_of, metrics.get("outcomes", ())))),
+        (
+            "Subjects" if "outcomes" in metrics else "Images",
+            ", ".join(f"{n} {s}" for s, n in counts.items()),
+        ),
         ("Scored split", str(metrics.get("split", ""))),
         ("Seed", str(record.get("seed", ""))),
         ("Started", str(record.get("started", "")).replace("T", " ")),
