@@ -78,9 +78,9 @@ class GanEvaluation:
     """How a trained GAN draws, reconstructs and swaps, as numbers and pictures.
 
     What its subspaces tell of the factors is for `SubspaceEvaluation`. A classifier that shares
-    nothing with the model is trained on the training subjects and then judges swapped images, and
-    gives the features in which sets of images are compared. Without a factor that has classes there
-    is nothing to train it on: `images.json` then says so in place of its numbers. Writes
+    nothing with the model learns from the training subjects' images, judges swapped ones, and gives
+    the features in which sets of images are compared. Without a factor that has classes there is
+    nothing to train it on: `images.json` then says so in place of its numbers. Writes
     `images.json`, `samples.png`, `reconstructions.png` and `swaps.png` (subjects with each subspace
     of their donor, see `donor_rows`) into the output folder, and in 3D `examples/` with the same of
     three subjects as NIfTI.
