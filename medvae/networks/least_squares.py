@@ -11,8 +11,6 @@ from torch import Tensor, nn
 __all__ = ["LeastSquares"]
 
 UNBOUNDED = 1e6  # finite: of infinities a difference is NaN
-MARGIN = 0.1  # of the range, beyond which the logarithm bends
-EPSILON = 1e-6
 
 
 class LeastSquares(nn.Module):
@@ -33,13 +31,12 @@ class LeastSquares(nn.Module):
         hidden: width of the hidden layer.
     """
 
-    low: Tensor
-    high: Tensor
-
     def __init__(self, inputs: int, outputs: int, hidden: int = 64) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(inputs)
         self.line = nn.Linear(inputs, outputs)
+        self.low: Tensor
+        self.high: Tensor
         self.register_buffer("low", torch.full((outputs,), -UNBOUNDED))
         self.register_buffer("high", torch.full((outputs,), UNBOUNDED))
         self.rest = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
@@ -56,7 +53,8 @@ class LeastSquares(nn.Module):
         x = self.norm(x)
         found = self.line(x) + self.rest(x)
         within = found.clamp(self.low, self.high)
-        over, scale = found - within, MARGIN * (self.high - self.low).clamp_min(EPSILON)
+        over = found - within
+        scale = 0.1 * (self.high - self.low).clamp_min(1e-6)  # of what is known of nobody it is 0
         return within + scale * over.sign() * torch.log1p(over.abs() / scale)
 
     @torch.jit.unused
