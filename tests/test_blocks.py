@@ -219,8 +219,9 @@ def test_conv_block_equals_monais(spatial_dims, norm, stride, resample):
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
-def test_resize_block_leaves_no_checkerboard(spatial_dims):
-    block = ConvBlock(spatial_dims, 1, 1, 2, resample="resize", norm=None, act=None)
+@pytest.mark.parametrize("resample", ["smooth", "resize"])
+def test_resampling_leaves_no_checkerboard(spatial_dims, resample):
+    block = ConvBlock(spatial_dims, 1, 1, 2, resample=resample, norm=None, act=None)
     transposed = ConvBlock(spatial_dims, 1, 1, 2, resample="up", norm=None, act=None)
     x = torch.ones(1, 1, *(5, 4, 6)[:spatial_dims])
     inner = (..., *[slice(1, -1)] * spatial_dims)
@@ -230,7 +231,27 @@ def test_resize_block_leaves_no_checkerboard(spatial_dims):
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
-@pytest.mark.parametrize("resample", ["down", "up", "resize"])
+@pytest.mark.parametrize("stride", [1, 2, "one per axis"])
+def test_smooth_block_averages_a_transposed_convolution_over_its_stride(spatial_dims, stride):
+    torch.manual_seed(12)
+    stride = (2, 1, 3)[:spatial_dims] if stride == "one per axis" else (stride,) * spatial_dims
+    block = ConvBlock(spatial_dims, 3, 4, stride, resample="smooth", norm=None, act=None)
+    transpose, pool = (
+        (F.conv_transpose2d, F.avg_pool2d)
+        if spatial_dims == 2
+        else (F.conv_transpose3d, F.avg_pool3d)
+    )
+    x = torch.rand(2, 3, *(5, 4, 3)[:spatial_dims])
+    whole = F.pad(transpose(x, block.conv.weight, None, stride), [3] * 2 * spatial_dims)
+    averaged = pool(whole, stride, stride=1) + per_channel(block.conv.bias, x)
+    inner = [
+        slice(4 - (s - 1), 4 - (s - 1) + n * s) for n, s in zip(x.shape[2:], stride, strict=True)
+    ]
+    torch.testing.assert_close(block(x), averaged[(..., *inner)])
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("resample", ["down", "up", "smooth", "resize"])
 @pytest.mark.parametrize("norm", ["BATCH", ("GROUP", {"num_groups": 2}), "INSTANCE", None])
 def test_every_parameter_gets_a_finite_gradient(spatial_dims, resample, norm):
     torch.manual_seed(7)
@@ -265,7 +286,7 @@ def test_initialisation_covers_every_kind_of_layer():
     blocks = [
         ConvBlock(spatial_dims, 8, 16, resample=resample)
         for spatial_dims in (2, 3)
-        for resample in ("down", "up")
+        for resample in ("down", "up", "smooth")
     ]
     network = nn.Sequential(*blocks, nn.Linear(8, 16)).apply(init_xavier_uniform)
     for layer in [*(block.conv for block in blocks), network[-1]]:
@@ -303,6 +324,7 @@ def test_blocks_export(spatial_dims, size):
     network = nn.Sequential(
         ConvBlock(spatial_dims, 1, 4, 2),
         ConvBlock(spatial_dims, 4, 4, 2, resample="up"),
+        ConvBlock(spatial_dims, 4, 4, 2, resample="smooth"),
         ConvBlock(spatial_dims, 4, 4, 2, resample="resize", norm="INSTANCE"),
         ConvBlock(spatial_dims, 4, 1, norm=None, act=None),
     ).to(memory_format=memory_format)
@@ -326,7 +348,9 @@ def test_blocks_export_to_onnx(tmp_path):
     torch.manual_seed(11)
     norm = ("GROUP", {"num_groups": 2})
     network = nn.Sequential(
-        ConvBlock(3, 1, 4, 2), ConvBlock(3, 4, 2, 2, resample="up", norm=norm)
+        ConvBlock(3, 1, 4, 2),
+        ConvBlock(3, 4, 2, 2, resample="up", norm=norm),
+        ConvBlock(3, 2, 2, 2, resample="smooth"),
     ).eval()
     x = torch.rand(1, 1, 8, 8, 8)
     stored = str(tmp_path / "network.onnx")

@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 
 from medvae.attributes import measure_labels
 from medvae.data import AttributeScaler, CohortError
 from medvae.engines import PrepareAttributes, train_segmentation
+from medvae.engines.segmentation import _blurred
 from medvae.explain import Instrument, Readout
 from medvae.report import ManipulationEvaluation
 
@@ -266,3 +268,15 @@ def test_training_is_seeded_and_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(ValueError, match="images have shape"):
         train_segmentation(network, [images], labels[:, :4], progress=False)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_instrument_also_learns_from_blurred_images(dims) -> None:
+    image = torch.zeros(2, 1, *[17] * dims)
+    image[(0, 0, *[8] * dims)] = 1.0
+    image[1] = 0.3  # an even image stays as it is, up to its edge
+    blurred = _blurred(image, 1.2)
+    expected = ndimage.gaussian_filter(image[0, 0].numpy(), 1.2, radius=4)
+    np.testing.assert_allclose(blurred[0, 0], expected, atol=1e-7)
+    torch.testing.assert_close(blurred[1], image[1])
+    assert _blurred(image, 0.0) is image

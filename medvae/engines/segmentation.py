@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from monai.losses import DiceCELoss
+from monai.networks.layers import separable_filtering
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -14,6 +15,7 @@ __all__ = ["train_segmentation"]
 
 DEFORMATION = 0.12  # sd of the entries of the random linear map that is added to the identity
 BRIGHTNESS = 0.15  # largest share by which intensities are stretched, and half of it shifted
+BLUR = 1.5  # largest sd of the Gaussian that batches are smoothed by, in voxels: decoders blur
 
 
 def train_segmentation(
@@ -29,8 +31,8 @@ def train_segmentation(
 ) -> nn.Module:
     """Train a network to segment, by Dice and cross-entropy, and leave it in evaluation mode.
 
-    Every batch is mirrored and linearly deformed (scaled, sheared, turned), and made brighter or
-    darker, at random: few subjects must do, and traversals show what no subject looks like.
+    Every batch is mirrored and linearly deformed (scaled, sheared, turned), made brighter or
+    darker, and blurred, at random: few subjects must do, and decoders show what none looks like.
 
     Args:
         network: images to logits of C classes.
@@ -84,4 +86,14 @@ def _augmented(image: Tensor, label: Tensor, generator: torch.Generator) -> tupl
     stretch, shift = BRIGHTNESS * (
         2 * torch.rand(2, batch, *[1] * (dims + 1), generator=generator) - 1
     )
-    return (image * (1 + stretch) + shift / 2).clamp(0, 1), label
+    blurred = _blurred(image, BLUR * float(torch.rand((), generator=generator)))
+    return (blurred * (1 + stretch) + shift / 2).clamp(0, 1), label
+
+
+def _blurred(image: Tensor, sd: float) -> Tensor:
+    """Smooth images (B, channels, *S) by a Gaussian of that sd in voxels; edges go on outside."""
+    radius = round(3 * sd)
+    if radius == 0:
+        return image
+    kernel = torch.exp(-(torch.arange(-radius, radius + 1) ** 2) / (2 * sd**2))
+    return separable_filtering(image, kernel / kernel.sum(), mode="replicate")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,8 @@ class AttriVAE(nn.Module):
         decoder_act: the same for the decoder's convolutions; None for that of `act`. With "RELU"
             the last convolution reads positive features alone: where these only darken, no voxel is
             brighter than 0.5, and nothing revives the others. "LEAKYRELU" keeps them learning.
+        smooth: the decoder's transposed convolutions are averaged over windows of their stride, and
+            draw no checkerboard, see `ConvBlock`.
 
     Raises:
         ValueError: for sizes, strides or names that do not fit each other.
@@ -102,6 +104,7 @@ class AttriVAE(nn.Module):
         norm: str | tuple | None = "BATCH",
         act: str | tuple = "RELU",
         decoder_act: str | tuple | None = None,
+        smooth: bool = False,
     ) -> None:
         super().__init__()
         steps = [_per_axis(stride, spatial_dims) for stride in strides]
@@ -154,6 +157,7 @@ class AttriVAE(nn.Module):
         self.expand = nn.Sequential(nn.Linear(latent_dim, flat), nn.ReLU())
         widths = [channels[-1], *decoder_channels]
         ups = [*steps[::-1], _per_axis(1, spatial_dims)]
+        up: Literal["up", "smooth"] = "smooth" if smooth else "up"
         self.decoder = nn.Sequential(
             *(
                 ConvBlock(
@@ -161,7 +165,7 @@ class AttriVAE(nn.Module):
                     i,
                     o,
                     s,
-                    resample="up" if max(s) > 1 else "down",
+                    resample=up if max(s) > 1 else "down",
                     norm=norm,
                     act=act if decoder_act is None else decoder_act,
                 )

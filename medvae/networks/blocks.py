@@ -38,8 +38,11 @@ class ConvBlock(nn.Module):
         stride: a number, or one number per axis.
         kernel_size: an odd number, or one per axis.
         resample: "down": S' is S / stride, rounded up. "up": transposed convolution, S' is
-            S * stride. "resize": nearest-neighbour upsampling before the convolution, S' is
-            S * stride; slower, and free of checkerboard patterns.
+            S * stride. "smooth": likewise, averaged over windows of the stride, so that what is
+            even stays even: a transposed convolution whose stride does not divide its kernel draws
+            a checkerboard of it (Odena et al. 2016), on a CPU in half as much time again. "resize":
+            nearest-neighbour upsampling before the convolution, S' is S * stride, in several times
+            the time.
         norm: MONAI's name or (name, arguments) of the normalisation, such as "BATCH" or
             ("GROUP", {"num_groups": 4}); None for none.
         act: MONAI's name or (name, arguments) of the activation; None for none.
@@ -56,7 +59,7 @@ class ConvBlock(nn.Module):
         out_channels: int,
         stride: int | Sequence[int] = 1,
         kernel_size: int | Sequence[int] = 3,
-        resample: Literal["down", "up", "resize"] = "down",
+        resample: Literal["down", "up", "smooth", "resize"] = "down",
         norm: str | tuple | None = "BATCH",
         act: str | tuple | None = "RELU",
         dropout: float = 0.0,
@@ -64,8 +67,10 @@ class ConvBlock(nn.Module):
         super().__init__()
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 or 3, found {spatial_dims}")
-        if resample not in ("down", "up", "resize"):
-            raise ValueError(f"resample must be 'down', 'up' or 'resize', found {resample!r}")
+        if resample not in ("down", "up", "smooth", "resize"):
+            raise ValueError(
+                f"resample must be 'down', 'up', 'smooth' or 'resize', found {resample!r}"
+            )
         shape = {
             "in_channels": in_channels,
             "out_channels": out_channels,
@@ -78,6 +83,8 @@ class ConvBlock(nn.Module):
         if resample == "up":
             output_padding = stride_minus_kernel_padding(1, stride)
             self.conv = Conv["CONVTRANS", spatial_dims](**shape, output_padding=output_padding)
+        elif resample == "smooth":
+            self.conv = (_SmoothTranspose2d if spatial_dims == 2 else _SmoothTranspose3d)(**shape)
         else:
             self.conv = nn.Conv2d(**shape) if spatial_dims == 2 else _Conv3d(**shape)
         self.norm = _norm_layer(norm, spatial_dims, out_channels)
@@ -197,6 +204,29 @@ class _Conv3d(nn.Conv3d):
             and not torch.is_autocast_enabled("cpu")
             and torch.backends.mkldnn.is_available()
         )
+
+
+class _SmoothTranspose2d(nn.ConvTranspose2d):
+    """Transposed convolution whose output is averaged over windows of the stride.
+
+    One convolution with the averaged kernel, of K + stride - 1, instead of two passes.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        (h, w) = self.stride
+        weight = F.pad(self.weight, [w - 1, w - 1, h - 1, h - 1])
+        weight = F.avg_pool2d(weight, [h, w], stride=1)
+        return F.conv_transpose2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class _SmoothTranspose3d(nn.ConvTranspose3d):
+    """`_SmoothTranspose2d` of volumes."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        (d, h, w) = self.stride
+        weight = F.pad(self.weight, [w - 1, w - 1, h - 1, h - 1, d - 1, d - 1])
+        weight = F.avg_pool3d(weight, [d, h, w], stride=1)
+        return F.conv_transpose3d(x, weight, self.bias, self.stride, self.padding)
 
 
 class _ChannelsLastBatchNorm(torch.autograd.Function):
