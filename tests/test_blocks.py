@@ -251,6 +251,16 @@ def test_smooth_block_averages_a_transposed_convolution_over_its_stride(spatial_
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_weights_of_smooth_and_plain_blocks_are_not_confused(spatial_dims):
+    plain, smooth = (
+        ConvBlock(spatial_dims, 1, 1, 2, resample=resample) for resample in ("up", "smooth")
+    )
+    for block, other in ((plain, smooth), (smooth, plain)):
+        with pytest.raises(RuntimeError, match="conv.window"):
+            block.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("resample", ["down", "up", "smooth", "resize"])
 @pytest.mark.parametrize("norm", ["BATCH", ("GROUP", {"num_groups": 2}), "INSTANCE", None])
 def test_every_parameter_gets_a_finite_gradient(spatial_dims, resample, norm):

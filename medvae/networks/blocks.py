@@ -212,21 +212,36 @@ class _SmoothTranspose2d(nn.ConvTranspose2d):
     One convolution with the averaged kernel, of K + stride - 1, instead of two passes.
     """
 
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        # among the weights, so that those of a plain transposed convolution are not taken for these
+        self.register_buffer("window", torch.tensor(self.stride))
+
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Return `x` of shape (B, C_in, H, W) enlarged by the stride."""
         (h, w) = self.stride
         weight = F.pad(self.weight, [w - 1, w - 1, h - 1, h - 1])
         weight = F.avg_pool2d(weight, [h, w], stride=1)
-        return F.conv_transpose2d(x, weight, self.bias, self.stride, self.padding)
+        padding = self.padding
+        assert not isinstance(padding, str)
+        return F.conv_transpose2d(x, weight, self.bias, self.stride, padding)
 
 
 class _SmoothTranspose3d(nn.ConvTranspose3d):
     """`_SmoothTranspose2d` of volumes."""
 
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.register_buffer("window", torch.tensor(self.stride))
+
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Return `x` of shape (B, C_in, D, H, W) enlarged by the stride."""
         (d, h, w) = self.stride
         weight = F.pad(self.weight, [w - 1, w - 1, h - 1, h - 1, d - 1, d - 1])
         weight = F.avg_pool3d(weight, [d, h, w], stride=1)
-        return F.conv_transpose3d(x, weight, self.bias, self.stride, self.padding)
+        padding = self.padding
+        assert not isinstance(padding, str)
+        return F.conv_transpose3d(x, weight, self.bias, self.stride, padding)
 
 
 class _ChannelsLastBatchNorm(torch.autograd.Function):
