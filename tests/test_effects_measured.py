@@ -111,3 +111,19 @@ def test_the_regression_is_averaged_over_the_test_subjects():
 def test_a_name_that_is_not_measured_is_refused():
     with pytest.raises(CohortError, match="'voxel_volume' of measured.*voxel_volume_ml"):
         MeasuredEffects(["voxel_volume"], [8, 8, 8], 1.0)
+
+
+def test_what_a_decoder_marks_and_does_not_draw_is_not_measured(monkeypatch):
+    # arm 1 has larger balls; the network draws them all alike, and those of arm 0 darker
+    radii, data, masks = cohort(2)
+
+    def decoded(network, part, target, device):
+        brightness = 0.7 + 0.3 * target[:, None, None, None]
+        return balls(torch.full((len(part.outcome),), 6.0), 2) * brightness
+
+    monkeypatch.setattr(effects_measured, "decoded", decoded)
+    measuring = MeasuredEffects(["pixel_area_mm2"], [SIZE] * 2, 2.0, steps=150, n_resamples=20)
+    train = np.arange(N) < 12
+    found = measuring.report(Stub(2), data, masks, np.zeros((N, 1)), np.arange(N), train, ~train)
+    spread = np.std(math.pi * (2 * (radii + 2 * data.treatment.numpy())) ** 2)
+    assert abs(found["arms"][1]["pixel_area_mm2"]["ate"]) < 0.2 * spread

@@ -16,6 +16,7 @@ __all__ = ["train_segmentation"]
 DEFORMATION = 0.12  # sd of the entries of the random linear map that is added to the identity
 BRIGHTNESS = 0.15  # largest share by which intensities are stretched, and half of it shifted
 BLUR = 1.5  # largest sd of the Gaussian that batches are smoothed by, in voxels: decoders blur
+AUGMENTATION = (DEFORMATION, BRIGHTNESS, BLUR)  # what one of its networks was trained with
 
 
 def train_segmentation(

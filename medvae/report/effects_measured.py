@@ -32,8 +32,9 @@ Array = npt.NDArray[np.float64]
 class MeasuredEffects:
     """Measures what a treatment does to attributes, by a small U-Net that finds the structures.
 
-    The U-Net learns from the training subjects' images and from their reconstructions, with their
-    masks: an image decoded under another arm is measured as a reconstruction is, blur and all.
+    The U-Net learns from the training subjects' real images and masks alone, sharp and blurred. One
+    that also sees reconstructions learns how the decoder marks a subject's structures or arm, and
+    measures what no image shows; what blur still costs, the error on reconstructions says.
 
     Args:
         names: of `medvae.attributes.feature_names(spatial_dims, mask_labels)`.
@@ -103,7 +104,9 @@ class MeasuredEffects:
             another training of the network would have found.
         """
         held_out = subjects.rows(torch.tensor(test))
-        self._learn(network, subjects.rows(torch.tensor(train)), masks[torch.tensor(train)])
+        rows = torch.tensor(train)
+        classes = self.instrument.classes(masks[rows])
+        train_instrument(self.instrument, [subjects.outcome[rows]], classes, self.steps, self.seed)
         labelmaps = masks[:, 0].round().numpy().astype(np.int64)
         on_masks = self.instrument.measure_masks(subjects.outcome, labelmaps)
         factual = self._measured(network, held_out, held_out.treatment)
@@ -127,11 +130,6 @@ class MeasuredEffects:
             for k, name in enumerate(self.names)
         }
         return {"instrument": quality, "arms": arms}
-
-    def _learn(self, network: IntactVAE, data: TreatmentData, masks: Tensor) -> None:
-        images = [data.outcome, decoded(network, data, data.treatment, self.device)]
-        classes = self.instrument.classes(masks)
-        train_instrument(self.instrument, images, classes, self.steps, self.seed)
 
     def _measured(self, network: IntactVAE, data: TreatmentData, target: Tensor) -> Array:
         return self._measure(decoded(network, data, target, self.device))

@@ -14,6 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
+from medvae.engines.segmentation import AUGMENTATION
 from medvae.explain import Instrument, MonotoneCurve, Readout, there_and_back
 from medvae.explain.manipulation import decode_along
 from medvae.metrics import change_outside, return_error
@@ -67,7 +68,8 @@ def ready_instrument(
         progress: show a bar.
     """
     # Reconstructions are not compared: their last bits depend on how subjects are batched.
-    digest = hashlib.sha256(repr((len(images), steps, seed, instrument.values)).encode())
+    recipe = (len(images), steps, seed, instrument.values, AUGMENTATION)
+    digest = hashlib.sha256(repr(recipe).encode())
     for part in (images[0], classes, *(network.state_dict().values() if images[1:] else ())):
         digest.update(part.cpu().contiguous().numpy().tobytes())
     if instrument.load(path, digest.hexdigest()):
