@@ -260,14 +260,14 @@ def test_training_is_seeded_and_leaves_the_global_generator_alone() -> None:
     weights = []
     for seed in (0, 0, 1):
         network = Instrument(["elongation"], (8, 8), 1.0).network
-        train_segmentation(network, [images], labels, 3, 2, seed=seed, progress=False)
+        train_segmentation(network, images, labels, 3, 2, seed=seed, progress=False)
         weights.append(torch.cat([p.flatten() for p in network.parameters()]))
         assert not network.training
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(ValueError, match="images have shape"):
-        train_segmentation(network, [images], labels[:, :4], progress=False)
+        train_segmentation(network, images, labels[:, :4], progress=False)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

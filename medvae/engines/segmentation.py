@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from monai.losses import DiceCELoss
@@ -21,7 +19,7 @@ AUGMENTATION = (DEFORMATION, BRIGHTNESS, BLUR)  # what one of its networks was t
 
 def train_segmentation(
     network: nn.Module,
-    images: Sequence[Tensor],
+    images: Tensor,
     labels: Tensor,
     steps: int = 1000,
     batch_size: int = 8,
@@ -37,8 +35,7 @@ def train_segmentation(
 
     Args:
         network: images to logits of C classes.
-        images: one or several tensors (N, channels, *S) in [0, 1], all with the same labels: each
-            time one of them is drawn, such as the images and their reconstructions.
+        images: in [0, 1], shape (N, channels, *S).
         labels: class of every voxel, 0 for the background, whole numbers, shape (N, *S).
         steps: batches to train on.
         batch_size: images in each.
@@ -50,12 +47,11 @@ def train_segmentation(
     Raises:
         ValueError: images and labels of different numbers or sizes.
     """
-    for part in images:
-        if part.shape[:1] + part.shape[2:] != labels.shape:
-            raise ValueError(
-                f"images have shape {tuple(part.shape)} and labels {tuple(labels.shape)}, expected "
-                "(N, channels, *S) and (N, *S)"
-            )
+    if images.shape[:1] + images.shape[2:] != labels.shape:
+        raise ValueError(
+            f"images have shape {tuple(images.shape)} and labels {tuple(labels.shape)}, expected "
+            "(N, channels, *S) and (N, *S)"
+        )
     generator = torch.Generator().manual_seed(seed)
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
     optimizer = torch.optim.AdamW(network.parameters(), learning_rate)
@@ -64,8 +60,7 @@ def train_segmentation(
     bar = tqdm(range(steps), desc="training the instrument", unit="batch", disable=not progress)
     for _ in bar:
         rows = torch.randint(len(labels), (batch_size,), generator=generator)
-        drawn = images[int(torch.randint(len(images), (), generator=generator))]
-        image, label = _augmented(drawn[rows], labels[rows], generator)
+        image, label = _augmented(images[rows], labels[rows], generator)
         optimizer.zero_grad(set_to_none=True)
         loss = loss_function(network(image.to(device)), label.to(device))
         loss.backward()

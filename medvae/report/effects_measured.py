@@ -106,7 +106,7 @@ class MeasuredEffects:
         held_out = subjects.rows(torch.tensor(test))
         rows = torch.tensor(train)
         classes = self.instrument.classes(masks[rows])
-        train_instrument(self.instrument, [subjects.outcome[rows]], classes, self.steps, self.seed)
+        train_instrument(self.instrument, subjects.outcome[rows], classes, self.steps, self.seed)
         labelmaps = masks[:, 0].round().numpy().astype(np.int64)
         on_masks = self.instrument.measure_masks(subjects.outcome, labelmaps)
         factual = self._measured(network, held_out, held_out.treatment)

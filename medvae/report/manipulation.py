@@ -40,7 +40,7 @@ class ManipulationEvaluation:
     """Moves every attribute's axis over its real range, decodes, and measures what was decoded.
 
     Decoded images have no mask, so a small network is trained to segment them
-    (`medvae.explain.Instrument`) on the training subjects, whose own masks say what is true. Writes
+    (`medvae.explain.Instrument`) on the training subjects' real images and masks. Writes
     `manipulation.json`, `manipulation.md`, `sweeps.png` and one subject's `traversals.png` into the
     output folder.
 
@@ -57,8 +57,6 @@ class ManipulationEvaluation:
         measured_as: what is measured for an attribute of the table that has another name, such as
             `{wall_thickness_mm: myocardium_wall_thickness_mm}`; names that are no attributes are
             ignored.
-        on_reconstructions: train the instrument on the model's reconstructions as well, so that it
-            copes with their blur.
         instrument_steps: batches to train it on.
         calibrated: ask by what the decoder renders of training subjects, as the instrument measures
             it, and not by what the encoder reads; written as `traversal.json` beside the
@@ -97,7 +95,6 @@ class ManipulationEvaluation:
         spacing_mm: Sequence[float] | float,
         window: Sequence[float] | None = None,
         measured_as: Mapping[str, str] | None = None,
-        on_reconstructions: bool = True,
         instrument_steps: int = 1000,
         calibrated: bool = False,
         reach: float = 3.0,
@@ -118,7 +115,7 @@ class ManipulationEvaluation:
         self.network, self.cohort, self.data = network, cohort, data
         self.prepare_batch, self.device = prepare_batch, device
         self.output_dir, self.instrument_path = Path(output_dir), Path(instrument)
-        self.on_reconstructions, self.instrument_steps = on_reconstructions, instrument_steps
+        self.instrument_steps = instrument_steps
         self.tied, self.sweep_steps, self.subjects_scored = tied, sweep_steps, subjects_scored
         self.shown, self.gif = shown, gif
         self.n_resamples, self.seed, self.split = n_resamples, seed, split
@@ -154,9 +151,8 @@ class ManipulationEvaluation:
         classes = self.instrument.classes(torch.cat(masks))
         labelmaps = np.array(self.instrument.values)[classes.numpy()]
         train, scored = self._rows()
-        learned = [images[train], decoded[train]][: 1 + self.on_reconstructions]
         ready_instrument(
-            self.instrument, self.instrument_path, self.network, learned, classes[train],
+            self.instrument, self.instrument_path, images[train], classes[train],
             self.instrument_steps, self.seed, self.progress,
         )  # fmt: skip
         training = self.remeasured.measure(images[train], labelmaps[train])

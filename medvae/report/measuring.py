@@ -59,7 +59,7 @@ def instrument_of(
 
 def train_instrument(
     instrument: Instrument,
-    images: Sequence[Tensor],
+    images: Tensor,
     classes: Tensor,
     steps: int,
     seed: int = 0,
@@ -67,9 +67,12 @@ def train_instrument(
 ) -> None:
     """Train an instrument's network on images and their `Instrument.classes` (N, *S).
 
+    Real images alone: of reconstructions it would learn how the decoder marks what it does not
+    draw, and measure what no image shows.
+
     Args:
         instrument: its weights are replaced.
-        images: one or several tensors (N, C, *S), see `medvae.engines.train_segmentation`.
+        images: shape (N, C, *S), see `medvae.engines.train_segmentation`.
         classes: of their voxels.
         steps: batches to train on.
         seed: of the training.

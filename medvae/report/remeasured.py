@@ -48,8 +48,7 @@ class Sweep(NamedTuple):
 def ready_instrument(
     instrument: Instrument,
     path: str | Path,
-    network: AttriVAE,
-    images: Sequence[Tensor],
+    images: Tensor,
     classes: Tensor,
     steps: int,
     seed: int,
@@ -60,17 +59,15 @@ def ready_instrument(
     Args:
         instrument: its weights are replaced.
         path: of its file.
-        network: the model whose reconstructions are among the images.
-        images: one or several tensors (N, C, *S): the images, their reconstructions.
+        images: real ones of the training subjects, (N, C, *S).
         classes: of their voxels, (N, *S), see `Instrument.classes`.
         steps: batches to train on.
         seed: of the training.
         progress: show a bar.
     """
-    # Reconstructions are not compared: their last bits depend on how subjects are batched.
-    recipe = (len(images), steps, seed, instrument.values, AUGMENTATION)
+    recipe = (steps, seed, instrument.values, AUGMENTATION)
     digest = hashlib.sha256(repr(recipe).encode())
-    for part in (images[0], classes, *(network.state_dict().values() if images[1:] else ())):
+    for part in (images, classes):
         digest.update(part.cpu().contiguous().numpy().tobytes())
     if instrument.load(path, digest.hexdigest()):
         return

@@ -80,7 +80,7 @@ class MeasuredEdits:
         """
         images = torch.cat([run.prepare_batch(batch, "cpu")[0] for batch in run.train])
         classes = torch.cat([self.instrument.classes(_mask(batch)) for batch in run.train])
-        train_instrument(self.instrument, [images], classes, self.steps, self.seed)
+        train_instrument(self.instrument, images, classes, self.steps, self.seed)
         masks = torch.cat([_mask(batch) for batch in run.test])
         labelmaps = masks[:, 0].round().numpy().astype(np.int64)
         true = measure_images(self.instrument, tested.images, labelmaps)
