@@ -189,7 +189,7 @@ def test_training_leaves_model_metrics_and_plots(trained):
     scores = metrics["disentanglement"]["scores"]
     for score in ("interpretability", "scc", "mig", "sap"):
         assert {"value", "chance", "low", "high"} <= scores[score]["mean"].keys()
-    assert {"psnr_db", "ssim", "rbf_mmd"} <= metrics["reconstruction"].keys()
+    assert {"psnr_db", "ssim", "rbf_mmd", "grain"} <= metrics["reconstruction"].keys()
     assert metrics["latent_axes"]["total"] == 6
     assert metrics["latent_axes"]["free"] == 4
     assert metrics["classification"]["reference"]["auc"]["value"] is not None

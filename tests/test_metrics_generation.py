@@ -6,7 +6,7 @@ import torch
 from monai.data import MetaTensor
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from medvae.metrics import active_axes, psnr, rbf_mmd, rbf_mmd_chance, ssim
+from medvae.metrics import active_axes, grain, psnr, rbf_mmd, rbf_mmd_chance, ssim
 
 
 def images(spatial_dims, size=16, channels=1, seed=0):
@@ -53,6 +53,19 @@ def test_image_quality_takes_tensors_metadata_and_channels():
         psnr(noisy, image[:, :1])
     with pytest.raises(ValueError, match="expected the same shape"):
         ssim(noisy[0], image[0])
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_grain_of_ramps_noise_and_checkerboards(spatial_dims):
+    axes = np.meshgrid(*[np.arange(24)] * spatial_dims)
+    ramp, checkerboard = np.sum(axes, 0), 2.0 * (np.sum(axes, 0) % 2)
+    noise = np.random.default_rng(0).random((20, 1, *ramp.shape))
+    assert grain(ramp[None, None]) == 0
+    assert grain(noise) == pytest.approx(3, rel=0.05)
+    # one second difference fewer along each row than first ones
+    assert grain(checkerboard[None, None]) == pytest.approx(4 * 22 / 23)
+    assert grain(5 + 0.1 * noise) == pytest.approx(grain(noise))
+    assert np.isnan(grain(np.ones((1, 1, 4, 4))))
 
 
 def sets(shift=0.0, n=30, m=20, seed=0):

@@ -37,7 +37,7 @@ from .effects import (
     pehe,
     region_means,
 )
-from .generation import active_axes, psnr, rbf_mmd, rbf_mmd_chance, ssim
+from .generation import active_axes, grain, psnr, rbf_mmd, rbf_mmd_chance, ssim
 from .importance import DCI, dci
 from .information import entropy, is_discrete, mutual_information
 from .intervals import (
@@ -123,6 +123,7 @@ __all__ = [
     "estimate_ate",
     "fid",
     "fleiss_kappa",
+    "grain",
     "half_sample_interval",
     "half_sample_rows",
     "interpretability",

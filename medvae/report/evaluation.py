@@ -19,12 +19,14 @@ from medvae.metrics import (
     active_axes,
     classification_report,
     disentanglement_report,
+    grain,
     prediction_r2,
     psnr,
     raw_attribute_classifier,
     rbf_mmd_chance,
     ssim,
 )
+from medvae.metrics.intervals import json_number
 from medvae.networks import AttriVAE, load_weights
 from medvae.report.examples import Examples, best_median_worst
 from medvae.report.page import write_report
@@ -224,6 +226,11 @@ class Evaluation:
         blank = np.broadcast_to(train_mean, images.shape)
         result["psnr_db"]["chance"] = float(psnr(np.ascontiguousarray(blank), images).mean())
         result["ssim"]["chance"] = float(ssim(np.ascontiguousarray(blank), images).mean())
+        result["grain"] = {
+            "value": json_number(grain(reconstructions)),
+            "images": json_number(grain(images)),
+            "chance": 3.0,  # of independent voxels
+        }
         flat = images.reshape(len(images), -1)
         result["rbf_mmd"] = rbf_mmd_chance(
             reconstructions.reshape(len(images), -1),

@@ -54,6 +54,10 @@ def _reconstruction(report: Mapping[str, Any]) -> str:
         ["SSIM", number(report["ssim"]["mean"], 3), number(report["ssim"]["chance"], 3)],
         ["RBF-MMD", number(report["rbf_mmd"]["value"], 4), number(report["rbf_mmd"]["chance"], 4)],
     ]
+    if "grain" in report:
+        grain = report["grain"]
+        name = f"grain (images: {number(grain['images'])})"
+        rows.append([name, number(grain["value"]), number(grain["chance"])])
     return markdown_table(["reconstruction", "model", "chance"], rows)
 
 
@@ -64,8 +68,8 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
         f"# Results on the {metrics['split']} split\n\n"
         f"{subjects['train']} training, {subjects['val']} validation, {subjects['test']} test "
         "images; no patient is in two splits. Chance: permuted attributes, the training images' "
-        "mean as reconstruction (MMD: permuted groups), the larger class. Ceiling: codes that "
-        "are the attributes.\n",
+        "mean as reconstruction (MMD: permuted groups; grain: independent voxels), the larger "
+        "class. Ceiling: codes that are the attributes.\n",
         _disentanglement(metrics["disentanglement"]),
         _reconstruction(metrics["reconstruction"]),
     ]
