@@ -65,7 +65,7 @@ def tiny(root, spatial_dims=3, **overrides):
         "strides": [2, 2],
         "decoder_channels": [8, 4, 4],
         "hidden_channels": [16],
-        "norm": "BATCH",
+        "regions": False,
         **overrides,
     }
 

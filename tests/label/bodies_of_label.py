@@ -24,7 +24,7 @@ SMALL = {
     "strides": [2, 2],
     "decoder_channels": [8, 4, 4],
     "hidden_channels": [16],
-    "norm": "BATCH",
+    "regions": False,
 }
 QUICK = {"max_epochs": 2, "batch_size": 4, "n_permutations": 2, "n_resamples": 4}
 
