@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from torch.utils.data import DataLoader
 
-from medvae.engines import (
-    PrepareAttributes,
-    class_probabilities,
-    fit_decoder,
-    fit_tied_axes,
-    fit_trained_model,
-)
-from medvae.losses import AttriVAELoss, ControlLoss, gaussian_reconstruction
+from medvae.engines import PrepareAttributes, class_probabilities, fit_tied_axes
 from medvae.networks import AttriVAE
 from medvae.networks.least_squares import LeastSquares
 
@@ -167,41 +158,3 @@ def test_a_linear_head_on_these_axes_is_fitted_too(classes: int) -> None:
     found = class_probabilities(vae.classify(codes)).detach()
     np.testing.assert_allclose(found, expected, atol=1e-3)
     assert (found.argmax(1) == label)[known].float().mean() > 0.8
-
-
-def test_the_decoder_is_fitted_to_the_codes_as_they_are_and_nothing_else_moves(tmp_path) -> None:
-    torch.manual_seed(0)
-    vae, images = _small(), torch.rand(24, 1, 16, 16) * torch.rand(24, 1, 1, 1)
-    items = [{"image": image, "area": 50 * image.mean()} for image in images]
-    data = DataLoader(items, batch_size=8, shuffle=True)
-    prepare, loss = PrepareAttributes(_Scaler(), label=False), AttriVAELoss()
-    fit_tied_axes(vae, data, prepare)
-    before = {name: value.clone() for name, value in vae.state_dict().items()}
-
-    def error() -> float:
-        vae.eval()
-        with torch.no_grad():
-            again = vae.decode(vae.encode(images)[0])
-        return float(gaussian_reconstruction(again, images))
-
-    first, control = error(), ControlLoss(1, weight=0.1)
-    vae.train()
-    options = {"loss": loss, "control": control, "learning_rate": 0.01}
-    fit_decoder(vae, data, prepare, epochs=20, **options)
-    assert vae.training
-    assert error() < 0.9 * first
-    moved = {n for n, value in vae.state_dict().items() if not torch.equal(value, before[n])}
-    assert {name.split(".")[0] for name in moved} == {"decoder", "expand"}
-    assert all(parameter.grad is None for parameter in vae.parameters())
-
-    # the last step of a training: once, whatever is called again, and by the seed
-    path, weights = tmp_path / "model.pt", []
-    for _ in range(2):
-        torch.manual_seed(1)
-        torch.save(_small().state_dict(), path)
-        for _ in range(2):
-            fit_trained_model(
-                _small(), data, prepare, path, passes=1, decoder=partial(fit_decoder, **options)
-            )
-            weights.append(torch.load(path, weights_only=True))
-    assert all(torch.equal(w[name], v) for w in weights for name, v in weights[0].items())

@@ -1,11 +1,8 @@
-"""Fitting the attributes' axes of a model with regions, when its regions have been learned.
-
-And then the decoder to the codes that this makes, which are not those that it has learned with.
-"""
+"""Fitting the attributes' axes of a model with regions, when its regions have been learned."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +11,14 @@ from monai.transforms import Compose
 from monai.utils import set_determinism
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from medvae.engines.checkpoint import write_weights
 from medvae.engines.steps import PrepareAttributes
-from medvae.losses import AttriVAELoss
-from medvae.losses.gather import by_itself
 from medvae.networks import load_weights
 from medvae.networks.attri_vae import AttriVAE
 
-__all__ = ["fit_decoder", "fit_tied_axes", "fit_trained_model"]
+__all__ = ["fit_tied_axes", "fit_trained_model"]
 
 
 @torch.no_grad()
@@ -83,58 +77,6 @@ def _fit_head(head: nn.Sequential, codes: Tensor, labels: Tensor, ridge: float) 
     last.bias.copy_(torch.as_tensor(model.intercept_))
 
 
-def fit_decoder(
-    network: nn.Module,
-    data: DataLoader,
-    prepare_batch: PrepareAttributes,
-    loss: AttriVAELoss,
-    control: Callable[[Any, Tensor], Tensor] | None = None,
-    device: torch.device | str = "cpu",
-    epochs: int = 2,
-    learning_rate: float = 2e-3,
-    autocast: torch.dtype | None = None,
-) -> None:
-    """Train the decoder with the codes as they are now; all else stays as it is.
-
-    Args:
-        network: an `AttriVAE`, or one in DistributedDataParallel.
-        data: batches of training images, shuffled.
-        prepare_batch: as in training.
-        loss: whose term of reconstruction is minimised.
-        control: a further term, as in training; None: none.
-        device: of the network.
-        epochs: over the data; 0 leaves the decoder as it is.
-        learning_rate: the highest of the cycle.
-        autocast: a half precision for the network's passes; None: none.
-    """
-    network = getattr(network, "module", network)
-    assert isinstance(network, AttriVAE)
-    training = network.training
-    parts = nn.ModuleList([network.expand, network.decoder])
-    optimizer = torch.optim.AdamW(parts.parameters(), learning_rate)
-    steps = max(epochs * len(data), 2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.2)
-    network.eval()
-    parts.train()
-    kind = torch.device(device).type
-    for epoch in range(epochs):
-        for batch in tqdm(data, desc=f"fitting the decoder, {epoch + 1} of {epochs}", unit="batch"):
-            image, _ = prepare_batch(batch, device)
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(kind, autocast, enabled=autocast is not None), by_itself():
-                with torch.no_grad():
-                    mean, log_var = network.encode(image)
-                    z = mean + torch.exp(0.5 * log_var) * torch.randn_like(mean)
-                again = network.decode(z)
-                asked = mean.new_zeros(()) if control is None else control(network, mean)
-            error = loss.reconstruction_weight * loss.reconstruction(again, image)
-            (error + asked).backward()
-            optimizer.step()
-            schedule.step()
-    network.train(training)
-    network.zero_grad(set_to_none=True)
-
-
 def fit_trained_model(
     network: nn.Module,
     data: Iterable[Mapping[str, Any]],
@@ -144,24 +86,21 @@ def fit_trained_model(
     device: torch.device | str = "cpu",
     passes: int = 4,
     seed: int = 0,
-    decoder: Callable[..., None] | None = None,
 ) -> None:
     """Fit the attributes' axes of a trained model and write it back: the last step of a training.
 
     The same bits however often it is run, as after an interruption: what is random in the data's
-    order and transforms follows from the seed, and a model that has been fitted stays as it is.
+    transforms follows from the seed.
 
     Args:
         network: whose weights `model` holds.
-        data: see `fit_tied_axes`.
+        data: see `fit_tied_axes`; not shuffled.
         prepare_batch: see `fit_tied_axes`.
         model: path of the weights.
         transform: of the training images; its random transforms are seeded.
         device: of the network.
         passes: see `fit_tied_axes`.
-        seed: of the order and the transforms.
-        decoder: `fit_decoder` with what it takes beyond the arguments above; None leaves the
-            decoder as it is.
+        seed: of the transforms.
 
     Raises:
         CohortError: where the weights cannot be read or written.
@@ -171,13 +110,9 @@ def fit_trained_model(
     if network.branch is None:
         return
     load_weights(network, model, device)
-    if network.tied_mean.fitted:
-        return
     set_determinism(seed)
     if transform is not None:
         transform.set_random_state(seed)
     shown = tqdm(data, desc="fitting the attributes' axes", unit="batch")
     fit_tied_axes(network, shown, prepare_batch, device, passes)
-    if decoder is not None:
-        decoder(network=network, data=data, prepare_batch=prepare_batch, device=device)
     write_weights(network, model)

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["by_itself", "deal_rows", "gather_batch"]
-
-_apart = False
-
-
-@contextmanager
-def by_itself() -> Iterator[None]:
-    """Within, a rank works on its own batch, as where the others wait for it."""
-    global _apart
-    before, _apart = _apart, True
-    try:
-        yield
-    finally:
-        _apart = before
+__all__ = ["deal_rows", "gather_batch"]
 
 
 class _Gather(torch.autograd.Function):
@@ -71,6 +56,4 @@ def deal_rows(rows: Tensor, count: int) -> Tensor:
 
 
 def _several() -> bool:
-    if _apart or not (dist.is_available() and dist.is_initialized()):
-        return False
-    return dist.get_world_size() > 1
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
