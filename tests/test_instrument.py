@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from medvae.attributes import measure_labels
 from medvae.data import AttributeScaler, CohortError
 from medvae.engines import PrepareAttributes, train_segmentation
-from medvae.engines.segmentation import _blurred
+from medvae.engines.segmentation import _augmented, _blurred
 from medvae.explain import Instrument, Readout
+from medvae.metrics import grain
 from medvae.report import ManipulationEvaluation
 
 LABELS = {"lv": 3, "heart": [1, 2, 3]}
@@ -280,3 +281,14 @@ def test_the_instrument_also_learns_from_blurred_images(dims) -> None:
     np.testing.assert_allclose(blurred[0, 0], expected, atol=1e-7)
     torch.testing.assert_close(blurred[1], image[1])
     assert _blurred(image, 0.0) is image
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_instrument_also_learns_from_faint_patches(dims) -> None:
+    image, label = torch.full((4, 1, *[24] * dims), 0.5), torch.ones(4, *[24] * dims)
+    changed, same = _augmented(image, label, torch.Generator().manual_seed(0))
+    assert torch.equal(same[:, 0], label)
+    spread = changed.flatten(1).std(1)
+    assert (spread > 0.01).all()
+    assert (spread < 0.1).all()
+    assert grain(changed) < 0.5  # patches, not noise

@@ -14,7 +14,17 @@ __all__ = ["train_segmentation"]
 DEFORMATION = 0.12  # sd of the entries of the random linear map that is added to the identity
 BRIGHTNESS = 0.15  # largest share by which intensities are stretched, and half of it shifted
 BLUR = 1.5  # largest sd of the Gaussian that batches are smoothed by, in voxels: decoders blur
-AUGMENTATION = (DEFORMATION, BRIGHTNESS, BLUR)  # what one of its networks was trained with
+HAZE = (
+    0.05  # sd of what is added on a grid of HAZE_GRID points an axis: decoders leave faint patches
+)
+HAZE_GRID = 5
+AUGMENTATION = (
+    DEFORMATION,
+    BRIGHTNESS,
+    BLUR,
+    HAZE,
+    HAZE_GRID,
+)  # what one of its networks was trained with
 
 
 def train_segmentation(
@@ -31,7 +41,8 @@ def train_segmentation(
     """Train a network to segment, by Dice and cross-entropy, and leave it in evaluation mode.
 
     Every batch is mirrored and linearly deformed (scaled, sheared, turned), made brighter or
-    darker, and blurred, at random: few subjects must do, and decoders show what none looks like.
+    darker, as a whole and in patches, and blurred, at random: few subjects must do, and decoders
+    show what none looks like.
 
     Args:
         network: images to logits of C classes.
@@ -83,7 +94,10 @@ def _augmented(image: Tensor, label: Tensor, generator: torch.Generator) -> tupl
         2 * torch.rand(2, batch, *[1] * (dims + 1), generator=generator) - 1
     )
     blurred = _blurred(image, BLUR * float(torch.rand((), generator=generator)))
-    return (blurred * (1 + stretch) + shift / 2).clamp(0, 1), label
+    coarse = torch.randn(batch, 1, *[HAZE_GRID] * dims, generator=generator)
+    mode = "bilinear" if dims == 2 else "trilinear"
+    haze = HAZE * F.interpolate(coarse, image.shape[2:], mode=mode, align_corners=True)
+    return (blurred * (1 + stretch) + shift / 2 + haze).clamp(0, 1), label
 
 
 def _blurred(image: Tensor, sd: float) -> Tensor:
