@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from medvae.attributes import measure_labels
 from medvae.data import AttributeScaler, CohortError
-from medvae.engines import PrepareAttributes, train_segmentation
+from medvae.engines import PrepareAttributes, segmentation, train_segmentation
 from medvae.engines.segmentation import _augmented, _blurred
 from medvae.explain import Instrument, Readout
 from medvae.metrics import grain
-from medvae.report import ManipulationEvaluation
+from medvae.report import ManipulationEvaluation, remeasured
 
 LABELS = {"lv": 3, "heart": [1, 2, 3]}
 SIZE = 24
@@ -281,6 +281,40 @@ def test_the_instrument_also_learns_from_blurred_images(dims) -> None:
     np.testing.assert_allclose(blurred[0, 0], expected, atol=1e-7)
     torch.testing.assert_close(blurred[1], image[1])
     assert _blurred(image, 0.0) is image
+
+
+def test_batches_are_blurred_at_random(monkeypatch) -> None:
+    image, label = torch.rand(4, 1, 24, 24), torch.ones(4, 24, 24)
+    monkeypatch.setattr(segmentation, "HAZE", 0.0)
+
+    def grains(blur: float) -> list[float]:
+        monkeypatch.setattr(segmentation, "BLUR", blur)
+        generator = torch.Generator().manual_seed(0)
+        return [grain(_augmented(image, label, generator)[0]) for _ in range(8)]
+
+    sharp, blurred = np.array(grains(0.0)), np.array(grains(1.5))
+    assert (blurred <= sharp).all()
+    assert (blurred < 0.7 * sharp).any()
+
+
+def test_an_instrument_is_taken_again_if_it_was_trained_alike_and_only_then(
+    tmp_path, monkeypatch
+) -> None:
+    trained = []
+    monkeypatch.setattr(remeasured, "train_instrument", lambda *call: trained.append(call))
+    images, classes = torch.rand(4, 1, 8, 8), torch.zeros(4, 8, 8, dtype=torch.long)
+    for given, steps, recipe, expected in (
+        (images, 5, (1,), 1),
+        (images, 5, (1,), 1),
+        (images, 5, (2,), 2),
+        (images, 6, (2,), 3),
+        (images + 1, 6, (2,), 4),
+        (images + 1, 6, (2,), 4),
+    ):
+        monkeypatch.setattr(remeasured, "AUGMENTATION", recipe)
+        instrument = Instrument(["elongation"], (8, 8), 1.0)
+        remeasured.ready_instrument(instrument, tmp_path / "i.pt", given, classes, steps, 0)
+        assert len(trained) == expected
 
 
 @pytest.mark.parametrize("dims", [2, 3])

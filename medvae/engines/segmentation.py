@@ -14,17 +14,10 @@ __all__ = ["train_segmentation"]
 DEFORMATION = 0.12  # sd of the entries of the random linear map that is added to the identity
 BRIGHTNESS = 0.15  # largest share by which intensities are stretched, and half of it shifted
 BLUR = 1.5  # largest sd of the Gaussian that batches are smoothed by, in voxels: decoders blur
-HAZE = (
-    0.05  # sd of what is added on a grid of HAZE_GRID points an axis: decoders leave faint patches
-)
-HAZE_GRID = 5
-AUGMENTATION = (
-    DEFORMATION,
-    BRIGHTNESS,
-    BLUR,
-    HAZE,
-    HAZE_GRID,
-)  # what one of its networks was trained with
+# decoders leave faint patches: sd of what is added, and points of its grid along an axis
+HAZE, HAZE_GRID = 0.05, 5
+# what a network was trained with: other values make another instrument
+AUGMENTATION = (DEFORMATION, BRIGHTNESS, BLUR, HAZE, HAZE_GRID)
 
 
 def train_segmentation(

@@ -217,6 +217,7 @@ class _SmoothTranspose2d(nn.ConvTranspose2d):
         # among the weights, so that those of a plain transposed convolution are not taken for these
         self.register_buffer("window", torch.tensor(self.stride))
 
+    # torch's has an output_size, which here follows from the stride
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Return `x` of shape (B, C_in, H, W) enlarged by the stride."""
         (h, w) = self.stride
@@ -234,6 +235,7 @@ class _SmoothTranspose3d(nn.ConvTranspose3d):
         super().__init__(**arguments)
         self.register_buffer("window", torch.tensor(self.stride))
 
+    # torch's has an output_size, which here follows from the stride
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Return `x` of shape (B, C_in, D, H, W) enlarged by the stride."""
         (d, h, w) = self.stride
