@@ -48,18 +48,17 @@ def test_statistics_are_numpys_moments_of_a_region(spatial_dims, spacing):
         torch.as_tensor(feature, dtype=torch.float32)[None, None],
     )[0].double()
     n = mask.sum()
-    weight = n / (n + 0.1)
+    weight = n / (n + 0.1)  # rows of a region without voxels are 0
     step = 2 * step / (step * size).max()
     axes = [s * (np.arange(k) - (k - 1) / 2) for k, s in zip(size, step, strict=True)]
     position = np.stack([a[mask] for a in np.meshgrid(*axes, indexing="ij")])
-    centre = weight * position.mean(1)
-    second = weight * (position @ position.T) / n - np.outer(centre, centre)
+    second = weight * np.cov(position, bias=True)
     blocks = mask.reshape([k for m in size for k in (m // 2, 2)])
     share = blocks.mean(tuple(range(1, 2 * spatial_dims, 2)))
     mean = weight * image[mask].mean()
     expected = [n / mask.size, np.log1p(n), mean, weight * (image[mask] ** 2).mean() - mean**2]
     expected += [(share * feature).sum() / (share.sum() + 0.1)]
-    expected += [*centre, *second[np.triu_indices(spatial_dims)]]
+    expected += [*second[np.triu_indices(spatial_dims)]]
     expected += [*np.log(np.linalg.eigvalsh(second + np.diag(step**2 / 12))[::-1])]
     slopes = np.gradient(mask.astype(float), *(step / step.min()))
     area = np.sqrt(np.square(slopes).sum(0) + 1e-10).sum() * np.prod(step / step.min())
@@ -73,6 +72,22 @@ def test_surface_of_a_ball_is_that_of_geometry():
         ball = (4 / 3 * (radius - x.square().sum(0).sqrt()))[None, None]
         found = RegionStatistics((32, 32, 32))(ball.sigmoid(), ball, x[None])
         assert found[0, -1].expm1().item() == pytest.approx(4 * np.pi * radius**2, rel=0.03)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_statistics_do_not_tell_where_a_structure_lies(spatial_dims):
+    size = [16] * spatial_dims
+    generator = torch.Generator().manual_seed(0)
+    share, image, features = (torch.zeros(2, 1, *size) for _ in range(3))
+    for values in (share, image, features):
+        inside = values[(slice(None), slice(None), *[slice(4, 9)] * spatial_dims)]
+        inside.copy_(torch.rand(inside.shape, generator=generator))
+    share[1] *= 0.6  # next to nothing, once sharpened
+    statistics = RegionStatistics(size)
+    here = statistics(share, image, features)
+    axes = list(range(2, 2 + spatial_dims))
+    there = statistics(*(x.roll([5] * spatial_dims, axes) for x in (share, image, features)))
+    torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])

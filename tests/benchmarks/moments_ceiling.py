@@ -79,10 +79,10 @@ def main() -> None:
     for cohort in parser.parse_args().cohorts:
         config = parsed(cohort)
         dims, channels = config["spatial_dims"], config["in_channels"]
-        sums = 2 + 2 * channels + dims  # size, intensity, centre
+        sums = 2 + 2 * channels  # size, intensity
         covariances = sums + dims * (dims + 1) // 2
         kept = {
-            "size, intensity, centre": slice(sums),
+            "size, intensity": slice(sums),
             "and covariances": slice(covariances),
             "and their eigenvalues": slice(covariances + dims),
             "and the surface": slice(None),
