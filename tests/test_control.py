@@ -40,6 +40,12 @@ def test_a_perfect_pair_costs_nothing_and_a_deaf_decoder_what_was_moved():
     torch.testing.assert_close(found, 3 * expected)
 
 
+def test_without_a_weight_nothing_is_decoded():
+    blank = Linear(torch.eye(3), torch.eye(3))
+    blank.decode = None
+    assert ControlLoss(tied=2, weight=0.0)(blank, torch.randn(8, 3)) == 0
+
+
 def test_one_tied_axis_of_each_code_is_another_samples_and_the_others_follow():
     torch.manual_seed(0)
     codes = torch.randn(200, 5)

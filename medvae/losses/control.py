@@ -63,9 +63,12 @@ class ControlLoss(nn.Module):
         self.weight = state
 
     def forward(self, network: Autoencoder, mean: Tensor) -> Tensor:
-        """Return the weighted term for posterior means (B, D); 0 for a batch of one."""
+        """Return the weighted term for posterior means (B, D); 0 for a batch of one.
+
+        Without a weight, as in the first epoch of a schedule that starts at 0, nothing is decoded.
+        """
         count = round(self.share * len(mean))
-        if self.tied < 1 or count < 1 or len(mean) < 2:
+        if not self.weight or self.tied < 1 or count < 1 or len(mean) < 2:
             return mean.new_zeros(())
         moved = deal_rows(self.move(gather_batch(mean.detach().float())), count)
         image = network.decode(moved)

@@ -42,7 +42,7 @@ from .intervals import (
 __all__ = ["disentanglement_report"]
 
 INFORMATION_HALVES = 100  # at most; 30 ms each at N = 200, D = 64, K = 6
-DCI_PERMUTATIONS, DCI_HALVES = 10, 20  # at most; 0.5 s and 0.3 s each at that size
+DCI_PERMUTATIONS, DCI_HALVES = 5, 10  # at most; 0.5 s and 0.3 s each at that size
 
 BOOTSTRAPPED = ("interpretability", "scc", "sap")
 WHOLE = ("modularity", "dci_disentanglement")  # no value per attribute
@@ -85,16 +85,16 @@ def disentanglement_report(
     """Reports interpretability, SCC, SAP, MIG, modularity and DCI beside chance and ceiling.
 
     - ``chance`` and ``chance_p95``: mean and 95th percentile of the score when whole rows of
-      attributes are permuted against the codes (DCI, whose chance varies little: at most 10).
+      attributes are permuted against the codes (DCI, whose chance varies little: at most 5).
     - ``ceiling``: the score of ideal codes, which hold the attributes themselves on the first K
       axes and permuted axes elsewhere: correlated or discrete attributes keep MIG and SAP below 1.
     - ``low`` and ``high``: an interval by patients for the axes that all rows select (with
       axes=None, the uncertainty of that selection shows in ``chance``, not here).
       Interpretability, SCC, SAP: percentile cluster bootstrap. MIG, modularity and DCI: random
-      halves of the patients without replacement, at most 100 (DCI 20); see
+      halves of the patients without replacement, at most 100 (DCI 10); see
       :mod:`medvae.metrics.intervals` for the rescaling.
 
-    Takes about 30 s at N = 200, D = 64, K = 6 on one core, half of that for DCI; N, D and K enter
+    Takes about 22 s at N = 200, D = 64, K = 6 on one core, a third of it for DCI; N, D and K enter
     about linearly.
 
     Args:
