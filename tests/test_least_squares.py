@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from torch.utils.data import DataLoader
 
-from medvae.engines import PrepareAttributes, class_probabilities, fit_tied_axes
+from medvae.engines import (
+    PrepareAttributes,
+    class_probabilities,
+    fit_decoder,
+    fit_tied_axes,
+    fit_trained_model,
+)
+from medvae.losses import AttriVAELoss, gaussian_reconstruction
 from medvae.networks import AttriVAE
 from medvae.networks.least_squares import LeastSquares
 
@@ -116,11 +125,15 @@ def test_a_network_is_fitted_as_it_evaluates_and_left_in_its_mode() -> None:
         {"image": images[i : i + 8], "area": 50 * images[i : i + 8].mean((1, 2, 3))}
         for i in (0, 8, 16)
     ]
+    vae.eval()
+    known = vae.encode(images)[0][:, 0].detach()  # to the decoder
+    vae.train()
     fit_tied_axes(vae, batches, PrepareAttributes(_Scaler(), label=False))
     assert vae.training
     vae.eval()
     statistics = vae.region_statistics(images)
-    area = (50 * images.mean((1, 2, 3)) - 25) / 15
+    area = 50 * images.mean((1, 2, 3))
+    area = known.mean() + (area - area.mean()) / area.std() * known.std()
     alone = LeastSquares(statistics.shape[1], 1).eval()
     alone.fit(statistics, area[:, None])
     torch.testing.assert_close(vae.encode(images)[0][:, :1], alone(statistics))
@@ -129,6 +142,30 @@ def test_a_network_is_fitted_as_it_evaluates_and_left_in_its_mode() -> None:
     before = {name: value.clone() for name, value in plain.state_dict().items()}
     fit_tied_axes(plain, batches, PrepareAttributes(_Scaler(), label=False))
     assert all(torch.equal(before[name], value) for name, value in plain.state_dict().items())
+
+
+def test_the_decoder_meets_axes_of_the_mean_and_spread_that_it_knows() -> None:
+    """Also where an attribute is missing; an axis that said nothing takes the attribute's own."""
+    torch.manual_seed(0)
+    vae, images = _small(), torch.rand(40, 1, 16, 16) * torch.rand(40, 1, 1, 1)
+    vae.tied_mean.line.weight.data.mul_(3)
+    vae.tied_mean.line.bias.data.fill_(-1.5)
+    area = 50 * images.mean((1, 2, 3))
+    area[::4] = torch.nan
+    batches, rows = [{"image": images, "area": area}], ~area.isnan()
+    before = vae.eval().encode(images)[0][rows, 0]
+    fit_tied_axes(vae, batches, PrepareAttributes(_Scaler(), label=False))
+    after = vae.encode(images)[0][rows, 0]
+    assert before.mean() < -3
+    assert before.std() < 0.5
+    torch.testing.assert_close(after.mean(), before.mean(), rtol=0, atol=0.02)
+    torch.testing.assert_close(after.std(), before.std(), rtol=0.03, atol=0)
+    silent = _small().eval()
+    for parameter in silent.tied_mean.parameters():
+        parameter.data.zero_()
+    fit_tied_axes(silent, batches, PrepareAttributes(_Scaler(), label=False))
+    found = silent.encode(images)[0][rows, 0]
+    torch.testing.assert_close(found.std(), ((area[rows] - 25) / 15).std(), rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize("classes", [1, 3])
@@ -158,3 +195,41 @@ def test_a_linear_head_on_these_axes_is_fitted_too(classes: int) -> None:
     found = class_probabilities(vae.classify(codes)).detach()
     np.testing.assert_allclose(found, expected, atol=1e-3)
     assert (found.argmax(1) == label)[known].float().mean() > 0.8
+
+
+def test_the_decoder_is_fitted_to_the_codes_as_they_are_and_nothing_else_moves(tmp_path) -> None:
+    torch.manual_seed(0)
+    vae, images = _small(), torch.rand(24, 1, 16, 16) * torch.rand(24, 1, 1, 1)
+    items = [{"image": image, "area": 50 * image.mean()} for image in images]
+    data = DataLoader(items, batch_size=8, shuffle=True)
+    prepare, loss = PrepareAttributes(_Scaler(), label=False), AttriVAELoss()
+    fit_tied_axes(vae, data, prepare)
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+
+    def error() -> float:
+        vae.eval()
+        with torch.no_grad():
+            again = vae.decode(vae.encode(images)[0])
+        return float(gaussian_reconstruction(again, images))
+
+    first = error()
+    vae.train()
+    options = {"loss": loss, "learning_rate": 0.01}
+    fit_decoder(vae, data, prepare, epochs=20, **options)
+    assert vae.training
+    assert error() < 0.9 * first
+    moved = {n for n, value in vae.state_dict().items() if not torch.equal(value, before[n])}
+    assert {name.split(".")[0] for name in moved} == {"decoder", "expand"}
+    assert all(parameter.grad is None for parameter in vae.parameters())
+
+    # the last step of a training: once, whatever is called again, and by the seed
+    path, weights = tmp_path / "model.pt", []
+    for _ in range(2):
+        torch.manual_seed(1)
+        torch.save(_small().state_dict(), path)
+        for _ in range(2):
+            fit_trained_model(
+                _small(), data, prepare, path, passes=1, decoder=partial(fit_decoder, **options)
+            )
+            weights.append(torch.load(path, weights_only=True))
+    assert all(torch.equal(w[name], v) for w in weights for name, v in weights[0].items())

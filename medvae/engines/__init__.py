@@ -39,7 +39,7 @@ from medvae.engines.steps import (
     class_probabilities,
 )
 from medvae.engines.stylex import StylexStep
-from medvae.engines.tied import fit_tied_axes, fit_trained_model
+from medvae.engines.tied import fit_decoder, fit_tied_axes, fit_trained_model
 
 __all__ = [
     "BetaChoice",
@@ -72,6 +72,7 @@ __all__ = [
     "classify",
     "factor_scores",
     "finish_run",
+    "fit_decoder",
     "fit_tied_axes",
     "fit_trained_model",
     "given_or_chosen",

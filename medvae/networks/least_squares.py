@@ -31,6 +31,8 @@ class LeastSquares(nn.Module):
         hidden: width of the hidden layer.
     """
 
+    __jit_unused_properties__ = ("fitted",)
+
     def __init__(self, inputs: int, outputs: int, hidden: int = 64) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(inputs)
@@ -40,6 +42,11 @@ class LeastSquares(nn.Module):
         self.register_buffer("low", torch.full((outputs,), -UNBOUNDED))
         self.register_buffer("high", torch.full((outputs,), UNBOUNDED))
         self.rest = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+    @property
+    def fitted(self) -> bool:
+        """Whether `fit` has been called."""
+        return bool((self.low > -UNBOUNDED).any())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs, in single precision also under autocast."""
