@@ -112,7 +112,7 @@ def fit_decoder(
     """Train the decoder with the codes as they are now; all else stays as it is.
 
     The axes that `fit_tied_axes` makes say more than those that the decoder has learned with, and
-    go together otherwise: some decoders have never seen the like of these codes.
+    go together otherwise: one decoder of nodules drew stripes of such codes.
 
     Args:
         network: an `AttriVAE`, or one in DistributedDataParallel.
